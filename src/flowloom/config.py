@@ -1,0 +1,111 @@
+"""Configurations: frozen dataclasses, overridden field by field, written as JSON.
+
+A stage's configuration is one frozen keyword-only dataclass (`flowloom.<package>.config`). A recipe
+is a function that returns a complete set of them (`flowloom.recipes`). Overrides come from the
+command line or the pipeline as nested dictionaries or `field=value` strings, and from nowhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+ConfigT = TypeVar("ConfigT")
+
+
+def check(holds: bool, field: str, got: object, expected: str) -> None:
+    """Raise the one error a bad field gives; for use in `__post_init__`.
+
+    Raises:
+        ValueError: If `holds` is false: names field, value and bound.
+    """
+    if not holds:
+        raise ValueError(f"{field}: got {got!r}, expected {expected}")
+
+
+def override(config: ConfigT, changes: Mapping[str, Any], where: str = "") -> ConfigT:
+    """Return `config` with fields replaced, nested as in `config.json`.
+
+    Args:
+        config: A frozen dataclass.
+        changes: Field name to value; a nested dataclass takes a mapping.
+        where: Dotted prefix named in errors.
+
+    Raises:
+        ValueError: On an unknown field or a value of the wrong type.
+    """
+    fields = {field.name: field for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(type(config))
+    values = {}
+    for name, value in changes.items():
+        path = f"{where}{name}"
+        if name not in fields:
+            raise ValueError(f"{path}: unknown field, expected one of {', '.join(sorted(fields))}")
+        current = getattr(config, name)
+        if dataclasses.is_dataclass(current) and isinstance(value, Mapping):
+            values[name] = override(current, value, f"{path}.")
+        else:
+            values[name] = _coerce(value, hints[name], path)
+    return dataclasses.replace(config, **values)  # type: ignore[type-var]
+
+
+def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
+    """Turn `["lr=1e-3", "data.batch_size=16"]` into a nested dictionary.
+
+    Values are read as JSON where that is possible and as strings where not.
+
+    Raises:
+        ValueError: If an assignment has no `=`.
+    """
+    nested: dict[str, Any] = {}
+    for assignment in assignments:
+        dotted, separator, text = assignment.partition("=")
+        if not separator or not dotted:
+            raise ValueError(f"--set: got {assignment!r}, expected field=value")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        target = nested
+        *parents, leaf = dotted.split(".")
+        for parent in parents:
+            target = target.setdefault(parent, {})
+        target[leaf] = value
+    return nested
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The configuration as plain JSON values (tuples become lists)."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def _coerce(value: Any, hint: Any, path: str) -> Any:
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in options:
+            return None
+        (inner,) = [option for option in options if option is not type(None)]
+        return _coerce(value, inner, path)
+    if origin is typing.Literal:
+        check(value in options, path, value, f"one of {options}")
+        return value
+    if origin is tuple:
+        check(isinstance(value, (list, tuple)), path, value, "a list")
+        inner = options[0] if options else Any
+        return tuple(_coerce(item, inner, f"{path}[{i}]") for i, item in enumerate(value))
+    if hint is int:
+        # KFP hands 3.0 where 3 was meant.
+        integral = isinstance(value, (int, float)) and not isinstance(value, bool)
+        check(integral and float(value).is_integer(), path, value, "an integer")
+        return int(value)
+    if hint is float:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        check(number, path, value, "a number")
+        return float(value)
+    if hint in (bool, str):
+        check(isinstance(value, hint), path, value, f"a {hint.__name__}")
+    return value

@@ -1,0 +1,41 @@
+"""Recipes: functions that return a complete configuration of every stage.
+
+A recipe's docstring says hardware, time and what to expect. Variants use `dataclasses.replace`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flowloom.config import override
+from flowloom.recipes.recipe import Recipe
+
+RECIPES = {
+    "smoke": "flowloom.recipes.embedded:smoke",
+    "demo": "flowloom.recipes.embedded:demo",
+    "bench": "flowloom.recipes.embedded:bench",
+}
+
+
+def resolve(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Build the recipe `name` with overrides by stage, nested as in `config.json`.
+
+    Raises:
+        ValueError: On an unknown recipe or field, or a value out of bounds.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"recipe: got {name!r}, expected one of {', '.join(RECIPES)}")
+    module, _, function = RECIPES[name].partition(":")
+    build: Callable[[], Recipe] = getattr(importlib.import_module(module), function)
+    return override(build(), overrides or {})
+
+
+def stage_config(name: str, stage: str, overrides: Mapping[str, Any] | None = None) -> Any:
+    """The configuration of one stage of a recipe; `overrides` are that stage's fields."""
+    recipe = resolve(name, {stage: dict(overrides)} if overrides else None)
+    if stage not in {field.name for field in dataclasses.fields(recipe)}:
+        raise ValueError(f"stage: got {stage!r}, expected one of the recipe's stages")
+    return getattr(recipe, stage)

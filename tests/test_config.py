@@ -1,0 +1,63 @@
+"""Facts pinned: overrides nest and name what they refuse; 3.0 is an int, 3.5 and True are not."""
+
+import dataclasses
+from typing import Literal
+
+import pytest
+
+from flowloom.config import check, override, parse_assignments, to_dict
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    lr: float = 1e-3
+    warmup_frac: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    steps: int = 10
+    kinds: tuple[str, ...] = ("single",)
+    mode: Literal["fast", "slow"] = "fast"
+    optimizer: Optimizer = Optimizer()
+
+    def __post_init__(self):
+        check(self.steps > 0, "steps", self.steps, "> 0")
+
+
+def test_nested_fields_are_replaced_and_the_rest_stays():
+    config = override(Config(), {"steps": 3.0, "optimizer": {"lr": 1, "warmup_frac": 0.1}})
+    assert config == Config(steps=3, optimizer=Optimizer(lr=1.0, warmup_frac=0.1))
+    assert isinstance(config.steps, int)
+    assert override(config, {"optimizer": {"warmup_frac": None}}).optimizer.warmup_frac is None
+
+
+def test_lists_become_tuples_and_come_back_as_lists():
+    config = override(Config(), {"kinds": ["two", "counting"]})
+    assert config.kinds == ("two", "counting")
+    assert to_dict(config)["kinds"] == ["two", "counting"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stepz": 1}, "stepz: unknown field"),
+        ({"optimizer": {"rate": 1}}, "optimizer.rate: unknown field"),
+        ({"steps": 3.5}, "steps: got 3.5, expected an integer"),
+        ({"steps": True}, "steps: got True"),
+        ({"steps": 0}, "steps: got 0, expected > 0"),
+        ({"kinds": [1]}, r"kinds\[0\]: got 1"),
+        ({"kinds": "two"}, "kinds: got 'two', expected a list"),
+        ({"mode": "medium"}, "mode: got 'medium', expected one of"),
+    ],
+)
+def test_a_bad_override_names_field_value_and_bound(changes, message):
+    with pytest.raises(ValueError, match=message):
+        override(Config(), changes)
+
+
+def test_assignments_nest_and_read_json_values():
+    parsed = parse_assignments(["steps=3", "optimizer.lr=1e-4", "optimizer.x=null", "mode=slow"])
+    assert parsed == {"steps": 3, "optimizer": {"lr": 1e-4, "x": None}, "mode": "slow"}
+    with pytest.raises(ValueError, match="expected field=value"):
+        parse_assignments(["steps"])
