@@ -1,0 +1,363 @@
+"""The catalogue: which node classes a server has, and which model files are installed.
+
+`python -m flowloom.workflow.catalogue --bake data/models/files.json` rewrites the file list of the
+embedded catalogue, which ships as package data.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+DATA = Path(__file__).parent / "data"
+LITERAL_TYPES = frozenset({"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"})
+
+# Which model folder feeds an input: by class and input, then by input name (COMFYUI.md 7.1).
+_FOLDER_OF = {
+    "ckpt_name": "checkpoints",
+    "unet_name": "diffusion_models",
+    "clip_name": "text_encoders",
+    "clip_name1": "text_encoders",
+    "clip_name2": "text_encoders",
+    "vae_name": "vae",
+    "lora_name": "loras",
+    "control_net_name": "controlnet",
+    "UpscaleModelLoader.model_name": "upscale_models",
+}
+
+
+class CatalogueError(ValueError):
+    """A catalogue cannot be read; the message says what, where, got, expected."""
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """One installed model file; `sha256` (64 hex digits) is its identity, `name` only its address."""
+
+    folder: str
+    name: str
+    sha256: str
+    family: str
+    role: str = ""
+    licence: str = ""
+    card: str = ""
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One input of a class. A literal input is a value; any other type is a link.
+
+    `options` are a COMBO's choices. `folder` names the model folder whose files are the choices.
+    """
+
+    name: str
+    type: str
+    required: bool = True
+    default: Any = None
+    min: float | None = None
+    max: float | None = None
+    step: float | None = None
+    options: tuple[Any, ...] | None = None
+    folder: str | None = None
+    multiline: bool = False
+
+    @property
+    def is_link(self) -> bool:
+        return self.type not in LITERAL_TYPES
+
+
+@dataclass(frozen=True)
+class NodeSpec:
+    """One node class: inputs in schema order (required first), output types in slot order."""
+
+    class_type: str
+    inputs: tuple[InputSpec, ...]
+    outputs: tuple[str, ...]
+    output_node: bool = False
+
+    @cached_property
+    def by_name(self) -> dict[str, InputSpec]:
+        return {spec.name: spec for spec in self.inputs}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one workflow may cost: pixels of any picture, batch, and pixels x batch x steps."""
+
+    pixels: int = 4096 * 4096
+    batch: int = 16
+    work: float = 16.0 * 4096 * 4096 * 50
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Node classes by name, installed files, and limits. `hash` covers all but `name`."""
+
+    nodes: dict[str, NodeSpec]
+    files: tuple[ModelFile, ...]
+    name: str = ""
+    limits: Limits = field(default_factory=Limits)
+
+    @staticmethod
+    def load(source: str | Path) -> Catalogue:
+        """Load "embedded", or a .json or .json.gz file: a saved catalogue or an `object_info` answer.
+
+        Raises:
+            CatalogueError: the source cannot be read as a catalogue.
+        """
+        if str(source) == "embedded":
+            return _embedded()
+        if re.match(r"https?://", str(source)):
+            raise CatalogueError(
+                f"catalogue {source}: reading a live server comes with the ComfyUI client; "
+                "expected 'embedded' or a .json or .json.gz file"
+            )
+        path = Path(source)
+        if not path.name.endswith((".json", ".json.gz")):
+            raise CatalogueError(
+                f"catalogue {source}: expected 'embedded' or a .json or .json.gz file"
+            )
+        try:
+            raw = path.read_bytes()
+            data = json.loads(gzip.decompress(raw) if path.name.endswith(".gz") else raw)
+        except (OSError, EOFError, ValueError) as error:
+            raise CatalogueError(f"catalogue {source}: cannot read: {error}") from error
+        stem = path.name.removesuffix(".gz").removesuffix(".json")
+        if isinstance(data, dict) and isinstance(data.get("nodes"), dict) and "files" in data:
+            return Catalogue.from_json(data)
+        return Catalogue.from_object_info(data, name=stem)
+
+    @staticmethod
+    def from_json(data: Any) -> Catalogue:
+        """Inverse of `to_json`.
+
+        Raises:
+            CatalogueError: `data` is not a saved catalogue.
+        """
+        try:
+            nodes = {c: _read_node(c, raw) for c, raw in data["nodes"].items()}
+            files = tuple(ModelFile(**raw) for raw in data["files"])
+            limits = Limits(**data.get("limits", {}))
+            name = str(data.get("name", ""))
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
+            raise CatalogueError(
+                f"catalogue: got {type(error).__name__} {error}, expected name, nodes, files"
+            ) from error
+        return Catalogue(nodes, _sorted_files(files), name, limits)
+
+    @staticmethod
+    def from_object_info(info: Any, name: str = "", limits: Limits | None = None) -> Catalogue:
+        """Read the answer of `GET /object_info`. File lists become files of unknown family.
+
+        Raises:
+            CatalogueError: `info` is not such an answer.
+        """
+        if not isinstance(info, dict) or not info:
+            raise CatalogueError("catalogue: expected an object of node classes by name")
+        nodes: dict[str, NodeSpec] = {}
+        files: dict[tuple[str, str], ModelFile] = {}
+        for class_type, raw in info.items():
+            try:
+                nodes[class_type] = _read_object_info(class_type, raw, files)
+            except (TypeError, KeyError, AttributeError, IndexError) as error:
+                raise CatalogueError(
+                    f"catalogue, class {class_type}: got {type(error).__name__} {error}, "
+                    "expected input and output as in object_info"
+                ) from error
+        return Catalogue(nodes, _sorted_files(files.values()), name, limits or Limits())
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data with nodes in order; input fields equal to their default are left out."""
+        return {
+            "name": self.name,
+            "limits": asdict(self.limits),
+            "nodes": {c: _write_node(spec) for c, spec in self.nodes.items()},
+            "files": [asdict(file) for file in self.files],
+        }
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 (hex) of nodes, files and limits; the order of classes does not matter."""
+        data = self.to_json()
+        del data["name"]
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def output_classes(self) -> frozenset[str]:
+        return frozenset(c for c, spec in self.nodes.items() if spec.output_node)
+
+    @cached_property
+    def families(self) -> tuple[str, ...]:
+        """Families of the installed files, sorted; "" (unknown) is none."""
+        return tuple(sorted({file.family for file in self.files if file.family}))
+
+    def with_files(self, files: Iterable[ModelFile]) -> Catalogue:
+        """Overlay: the same nodes, these files added; an equal folder and name is replaced."""
+        merged = {(file.folder, file.name): file for file in self.files}
+        merged.update({(file.folder, file.name): file for file in files})
+        return replace(self, files=_sorted_files(merged.values()))
+
+    def files_in(self, folder: str) -> tuple[ModelFile, ...]:
+        """Installed files of one folder, by name."""
+        return self._by_folder.get(folder, ())
+
+    def file(self, folder: str, name: str) -> ModelFile | None:
+        """The installed file, or None."""
+        return self._by_address.get((folder, name))
+
+    def options(self, spec: InputSpec) -> tuple[Any, ...] | None:
+        """Choices of an input: file names, a COMBO's options, or None where any value goes."""
+        if spec.folder is not None:
+            return tuple(file.name for file in self.files_in(spec.folder))
+        return spec.options
+
+    def available(self, class_type: str) -> bool:
+        """Whether every required choice of the class has at least one option."""
+        spec = self.nodes[class_type]
+        return all(self.options(i) != () for i in spec.inputs if i.required)
+
+    @cached_property
+    def _by_folder(self) -> dict[str, tuple[ModelFile, ...]]:
+        folders: dict[str, list[ModelFile]] = {}
+        for file in self.files:
+            folders.setdefault(file.folder, []).append(file)
+        return {folder: tuple(files) for folder, files in folders.items()}
+
+    @cached_property
+    def _by_address(self) -> dict[tuple[str, str], ModelFile]:
+        return {(file.folder, file.name): file for file in self.files}
+
+
+@lru_cache(maxsize=1)
+def _embedded() -> Catalogue:
+    return Catalogue.from_json(json.loads((DATA / "embedded.json").read_text()))
+
+
+def _sorted_files(files: Iterable[ModelFile]) -> tuple[ModelFile, ...]:
+    return tuple(sorted(files, key=lambda file: (file.folder, file.name)))
+
+
+def _read_node(class_type: str, raw: dict[str, Any]) -> NodeSpec:
+    inputs = []
+    for entry in raw["inputs"]:
+        entry = dict(entry)
+        if "options" in entry:
+            entry["options"] = tuple(entry["options"])
+        inputs.append(InputSpec(**entry))
+    return NodeSpec(class_type, tuple(inputs), tuple(raw["outputs"]), raw.get("output_node", False))
+
+
+def _write_node(spec: NodeSpec) -> dict[str, Any]:
+    blank = InputSpec("", "")
+    inputs = []
+    for item in spec.inputs:
+        entry = {k: v for k, v in vars(item).items() if v is not getattr(blank, k)}
+        if "options" in entry:
+            entry["options"] = list(entry["options"])
+        inputs.append(entry)
+    node = {"inputs": inputs, "outputs": list(spec.outputs)}
+    return {**node, "output_node": True} if spec.output_node else node
+
+
+def _read_object_info(
+    class_type: str, raw: dict[str, Any], files: dict[tuple[str, str], ModelFile]
+) -> NodeSpec:
+    inputs = []
+    for section in ("required", "optional"):
+        entries = raw["input"].get(section, {})
+        names = raw.get("input_order", {}).get(section, list(entries))
+        for name in names:
+            entry = entries[name]
+            kind, facts = entry[0], entry[1] if len(entry) > 1 and entry[1] else {}
+            options = tuple(kind) if isinstance(kind, list) else None
+            if options is None and kind == "COMBO":
+                options = tuple(facts.get("options", ()))
+            folder = _FOLDER_OF.get(f"{class_type}.{name}") or _FOLDER_OF.get(name)
+            if options is not None and folder is not None:
+                for file in options:
+                    files.setdefault((folder, file), ModelFile(folder, file, "", ""))
+                options = None
+            else:
+                folder = None
+            inputs.append(
+                InputSpec(
+                    name,
+                    "COMBO" if isinstance(kind, list) else str(kind),
+                    section == "required",
+                    facts.get("default"),
+                    facts.get("min"),
+                    facts.get("max"),
+                    facts.get("step"),
+                    options,
+                    folder,
+                    bool(facts.get("multiline", False)),
+                )
+            )
+    return NodeSpec(class_type, tuple(inputs), tuple(raw["output"]), bool(raw["output_node"]))
+
+
+def bake(files_path: str | Path) -> Catalogue:
+    """Replace the embedded catalogue's file list (package data) by the list in a JSON file.
+
+    Raises:
+        CatalogueError: an entry is not {folder, name, sha256, family, role, licence, card}.
+    """
+    try:
+        entries = json.loads(Path(files_path).read_text())
+        files = [ModelFile(**entry) for entry in entries]
+    except (OSError, ValueError, TypeError) as error:
+        raise CatalogueError(f"bake {files_path}: {error}") from error
+    for file in files:
+        if not re.fullmatch(r"[0-9a-f]{64}", str(file.sha256)):
+            raise CatalogueError(
+                f"bake {files_path}: {file.folder}/{file.name}: sha256 is {str(file.sha256)[:70]!r},"
+                " expected 64 hex digits"
+            )
+    path = DATA / "embedded.json"
+    baked = replace(
+        Catalogue.from_json(json.loads(path.read_text())), files=_sorted_files(files)
+    )
+    path.write_text(_pretty(baked.to_json()))
+    _embedded.cache_clear()
+    return baked
+
+
+def _pretty(data: dict[str, Any]) -> str:
+    """JSON with one input or file per line, so that a change reads well in a diff."""
+    rows = [f' "name": {json.dumps(data["name"])},', f' "limits": {json.dumps(data["limits"])},']
+    rows.append(' "nodes": {')
+    for k, (class_type, node) in enumerate(data["nodes"].items()):
+        rest = {key: value for key, value in node.items() if key != "inputs"}
+        rows.append(f'  {json.dumps(class_type)}: {{"inputs": [')
+        rows.append(",\n".join(f"   {json.dumps(entry)}" for entry in node["inputs"]))
+        end = "," if k + 1 < len(data["nodes"]) else ""
+        rows.append(f"  ], {json.dumps(rest)[1:]}{end}")
+    rows += [" },", ' "files": [']
+    rows.append(",\n".join(f"  {json.dumps(entry)}" for entry in data["files"]))
+    return "\n".join(["{", *rows, " ]", "}"]) + "\n"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Command line: `--bake FILE` rewrites the embedded file list; returns the exit status."""
+    if len(arguments) != 2 or arguments[0] != "--bake":
+        print("usage: python -m flowloom.workflow.catalogue --bake FILES.json", file=sys.stderr)
+        return 2
+    try:
+        baked = bake(arguments[1])
+    except CatalogueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"embedded catalogue: {len(baked.files)} files, hash {baked.hash[:12]}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
