@@ -94,6 +94,7 @@ def run(name: str, config: Any, inputs: Mapping[str, Input] | None = None) -> St
     stage_run = open_run(name, config, {key: _digest(value) for key, value in paths.items()})
     with exclusive(stage_run):
         if stage_run.done:
+            tracking.reused(stage_run)
             return stage_run.result()
         module, _, function = stage.function.partition(":")
         stage_run.begin()

@@ -1,0 +1,1 @@
+"""Production life of the runs: tracking (MLflow), versioning (DVC), registry and gate, turns."""
