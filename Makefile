@@ -83,4 +83,5 @@ $(VENV)/.stamp: requirements.lock pyproject.toml
 # dvc takes seconds to start, so it is asked only when data/ is not what data.dvc records.
 data: $(VENV)/.stamp
 	@test ! -f data.dvc || $(PY) -c 'import sys; from flowloom import runs as r; sys.exit(r.folder_digest(r.data_dir()) != r.data_md5())' \
-	|| $(BIN)/dvc pull --quiet --remote seed data.dvc
+	|| $(BIN)/dvc pull --quiet --remote seed data.dvc \
+	|| { echo "data/: got edited files, expected those of data.dvc; dvc checkout --force data.dvc restores them, dvc add data records yours" >&2; exit 1; }
