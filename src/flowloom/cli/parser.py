@@ -1,0 +1,293 @@
+"""All commands and their options. Standard library only: `flowloom --help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import NoReturn
+
+from flowloom import __version__
+
+CATALOGUE_HELP = "catalogue: 'embedded', or a .json or .json.gz file (saved, or an object_info answer)"
+PATH_HELP = "a workflow (.json), a ComfyUI PNG, a .jsonl of workflows, or a folder of these"
+POLICIES = ("grpo", "sft", "best_fixed", "retrieval", "random")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line and exit status 2."""
+
+    def __init__(self, *arguments, **options):
+        """As `argparse.ArgumentParser`, with no abbreviations: they break when options are added."""
+        options.setdefault("formatter_class", Formatter)
+        super().__init__(*arguments, allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and exit with status 2."""
+        print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help with room for option names."""
+
+    def __init__(self, prog: str):
+        """As its parent, with wider columns."""
+        super().__init__(prog, max_help_position=32, width=100)
+
+
+def build_parser() -> Parser:
+    """The parser of every command."""
+    parser = Parser(
+        prog="flowloom",
+        description="Turn a prompt into the text-to-image workflow that draws it best.",
+        epilog="flowloom COMMAND --help explains a command. Results go to standard output, progress "
+        "and\nerrors to standard error. Exit status: 0 yes, 1 no (invalid, failed), 2 wrong usage or "
+        "input.",
+    )
+    parser.add_argument("--version", action="version", version=f"flowloom {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_design(commands)
+    _add_graphs(commands)
+    _add_pictures(commands)
+    _add_catalogue(commands)
+    _add_run(commands)
+    _add_registry(commands)
+    doctor = _command(commands, "doctor", "doctor:doctor", "What is installed, reachable, missing")
+    _json(doctor)
+    return parser
+
+
+def _command(commands, name: str, handler: str, summary: str, more: str = "") -> Parser:
+    parser = commands.add_parser(name, help=summary, description=f"{summary}.{more}")
+    parser.set_defaults(handler=handler)
+    return parser
+
+
+def _json(parser: Parser) -> None:
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object on standard output, nothing else"
+    )
+
+
+def _catalogue(parser: Parser, required: bool = True) -> None:
+    parser.add_argument(
+        "--catalogue", metavar="FILE|URL", required=required, help=CATALOGUE_HELP
+    )
+
+
+def _paths(parser: Parser) -> None:
+    parser.add_argument("paths", nargs="+", metavar="PATH", help=PATH_HELP)
+
+
+def _add_design(commands) -> None:
+    parser = _command(
+        commands,
+        "design",
+        "design:design",
+        "Design workflows for prompts",
+        " Without --model the champion of the registry is used.",
+    )
+    parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="what the picture shows")
+    parser.add_argument(
+        "--model",
+        metavar="URI",
+        help="a registered model: its folder, or models:/NAME/VERSION or models:/NAME@ALIAS",
+    )
+    _catalogue(parser, required=False)
+    parser.add_argument(
+        "--n", type=positive, default=4, help="designs per prompt, best first (%(default)s)"
+    )
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        default=1.5,
+        help="extrapolation from SFT (0) through GRPO (1) and beyond (%(default)s)",
+    )
+    parser.add_argument("--seed", type=natural, default=0, help="of the designs (%(default)s)")
+    parser.add_argument(
+        "--require",
+        metavar="K=V",
+        action="append",
+        default=[],
+        help="an input every design must have, such as steps=8 or ckpt_name=NAME; repeatable",
+    )
+    parser.add_argument(
+        "--forbid",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="a node class or model file no design may use; repeatable",
+    )
+    parser.add_argument(
+        "--policy", choices=POLICIES, default="grpo", help="who designs (%(default)s)"
+    )
+    parser.add_argument("--render", action="store_true", help="render and score each design")
+    parser.add_argument(
+        "--out", metavar="DIR", help="write workflows (.json) and pictures (.png) there"
+    )
+    parser.add_argument(
+        "--format", choices=("api",), default="api", help="format of the workflows (%(default)s)"
+    )
+    parser.add_argument(
+        "--explain", action="store_true", help="show the tokens of each design, with their meaning"
+    )
+    _json(parser)
+
+
+def _add_graphs(commands) -> None:
+    validate = _command(
+        commands,
+        "validate",
+        "graphs:validate",
+        "Check workflows against a catalogue",
+        "\nExit status: 0 all valid, 1 problems, 2 usage or unreadable input.",
+    )
+    _paths(validate)
+    _catalogue(validate)
+    _json(validate)
+
+    encode = _command(
+        commands,
+        "encode",
+        "graphs:encode",
+        "Write workflows as tokens, and check that decoding gives the same workflow",
+    )
+    _paths(encode)
+    _catalogue(encode)
+    _json(encode)
+
+    sample = _command(commands, "sample", "graphs:sample", "Draw random valid workflows")
+    _catalogue(sample)
+    sample.add_argument("--n", type=positive, required=True, help="how many")
+    sample.add_argument("--seed", type=natural, default=0, help="(%(default)s)")
+    sample.add_argument("--out", metavar="FILE.jsonl", required=True, help="one workflow per line")
+
+
+def _add_pictures(commands) -> None:
+    render = _command(
+        commands, "render", "pictures:render", "Render workflows with the embedded engine"
+    )
+    _paths(render)
+    render.add_argument("--out", metavar="DIR", required=True, help="folder of the pictures")
+    render.add_argument(
+        "--prompt", metavar="TEXT", help="fills workflows that hold '{prompt}', as `sample` writes"
+    )
+    render.add_argument("--negative", metavar="TEXT", default="", help="fills '{negative}'")
+    render.add_argument(
+        "--seed", type=natural, default=0, help="seed of workflows that are filled (%(default)s)"
+    )
+    render.add_argument(
+        "--catalogue-dir",
+        metavar="DIR",
+        help="folder with catalogue.json.gz and models/ (a registered model); default: shipped models",
+    )
+    _json(render)
+
+    score = _command(commands, "score", "pictures:score", "Score pictures against a prompt")
+    score.add_argument("images", nargs="+", metavar="IMAGE", help="a picture, or a folder of them")
+    score.add_argument("--prompt", metavar="TEXT", required=True, help="what was asked for")
+    score.add_argument(
+        "--rubric", metavar="NAME", default="shapes", help="how to score (%(default)s)"
+    )
+    _json(score)
+
+
+def _add_catalogue(commands) -> None:
+    parser = commands.add_parser(
+        "catalogue", help="Show, save and compare catalogues", description="Catalogues."
+    )
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    show = actions.add_parser("show", help="node classes, files and limits", description="Show one.")
+    show.add_argument(
+        "catalogue", nargs="?", default="embedded", metavar="FILE|URL", help=CATALOGUE_HELP
+    )
+    show.set_defaults(handler="catalogues:show")
+    _json(show)
+    snapshot = actions.add_parser(
+        "snapshot", help="save one as .json or .json.gz", description="Save one."
+    )
+    _catalogue(snapshot)
+    snapshot.add_argument("--out", metavar="FILE", required=True, help=".json or .json.gz")
+    snapshot.set_defaults(handler="catalogues:snapshot")
+    diff = actions.add_parser(
+        "diff",
+        help="what changed between two",
+        description="What changed between two. Exit status: 0 nothing, 1 something.",
+    )
+    diff.add_argument("old", metavar="OLD", help=CATALOGUE_HELP)
+    diff.add_argument("new", metavar="NEW", help=CATALOGUE_HELP)
+    diff.set_defaults(handler="catalogues:diff")
+    _json(diff)
+
+
+def _add_run(commands) -> None:
+    run = _command(
+        commands,
+        "run",
+        "stages:run",
+        "Run one stage of a recipe",
+        "\nInputs that are not given come from the stages before it, which are run first unless "
+        "the same\nrun was finished already. `flowloom run STAGE --recipe NAME --dry-run` shows "
+        "every field.",
+    )
+    run.add_argument("stage", metavar="STAGE", help="its name, or 'list'")
+    run.add_argument("--recipe", metavar="NAME", default="demo", help="(%(default)s)")
+    run.add_argument(
+        "--set",
+        metavar="FIELD=VALUE",
+        action="append",
+        default=[],
+        dest="assignments",
+        help="replace a field of the stage's configuration, such as lr=1e-3; repeatable",
+    )
+    run.add_argument(
+        "--input",
+        metavar="NAME=PATH",
+        action="append",
+        default=[],
+        help="folder for an input; repeat an input that takes several",
+    )
+    run.add_argument("--dry-run", action="store_true", help="show what would run, and stop")
+    _json(run)
+
+
+def _add_registry(commands) -> None:
+    promote = _command(
+        commands,
+        "promote",
+        "registry:promote",
+        "Make the candidate the champion if the gate lets it pass",
+        " Exit status: 0 promoted, 1 held.",
+    )
+    promote.add_argument(
+        "--version", type=positive, metavar="N", help="a registered version instead of the candidate"
+    )
+    promote.add_argument("--recipe", metavar="NAME", default="demo", help="its gate (%(default)s)")
+    _json(promote)
+    rollback = _command(
+        commands, "rollback", "registry:rollback", "Give the alias champion to an earlier version"
+    )
+    rollback.add_argument(
+        "--to", type=positive, metavar="N", help="version; default: the champion before this one"
+    )
+    _json(rollback)
+
+
+def positive(text: str) -> int:
+    """An integer >= 1."""
+    return _integer(text, 1)
+
+
+def natural(text: str) -> int:
+    """An integer >= 0."""
+    return _integer(text, 0)
+
+
+def _integer(text: str, low: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = low - 1
+    if value < low:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected an integer >= {low}")
+    return value

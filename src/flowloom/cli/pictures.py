@@ -1,0 +1,148 @@
+"""`render` and `score`: workflows to pictures, pictures to scores."""
+
+from __future__ import annotations
+
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from flowloom.cli import NO, OK, USAGE
+from flowloom.cli.graphs import report_unreadable
+from flowloom.cli.output import print_json, print_table, progress
+from flowloom.cli.sources import Source, read_sources
+from flowloom.workflow import Workflow
+
+CHUNK_SIZE = 64
+
+
+def render(parsed: Namespace) -> int:
+    """Render workflows to PNG files that carry them; status 1 where one cannot be rendered."""
+    sources = read_sources(parsed.paths)
+    filled = [_fill(source, parsed) for source in sources]
+    names = picture_names([source.path for source in sources])
+    out = Path(parsed.out)
+    out.mkdir(parents=True, exist_ok=True)
+
+    from flowloom.render import png
+    from flowloom.render.engine import Engine, RenderJob
+    from flowloom.render.models import ModelStore
+
+    engine = Engine(ModelStore.open(parsed.catalogue_dir))
+    results: list[dict[str, Any]] = [
+        {"path": source.path, "images": [], "seconds": None, "error": _error(source, workflow)}
+        for source, workflow in zip(sources, filled, strict=True)
+    ]
+    ready = [index for index, result in enumerate(results) if result["error"] is None]
+    chunks = [ready[first : first + CHUNK_SIZE] for first in range(0, len(ready), CHUNK_SIZE)]
+    for chunk in progress(chunks, "rendering", len(chunks)):
+        # A chunk fails as a whole, so one that does is done again one by one.
+        for part in (chunk, *([index] for index in chunk)):
+            jobs = [RenderJob(_filled(filled, index), sources[index].path) for index in part]
+            started_s = time.perf_counter()
+            try:
+                pictures = engine.render(jobs)
+            except (ValueError, FloatingPointError) as error:
+                if len(part) == 1:
+                    results[part[0]]["error"] = " ".join(str(error).split())
+                continue
+            seconds = (time.perf_counter() - started_s) / len(part)
+            for index, picture in zip(part, pictures, strict=True):
+                path = out / f"{names[index]}.png"
+                png.write(path, picture.image, _filled(filled, index))
+                results[index].update(images=[str(path)], seconds=round(seconds, 4), error=None)
+            if part is chunk:
+                break
+    if parsed.json:
+        print_json({"results": results})
+    else:
+        for result in results:
+            print(f"{result['path']}: {result['error'] or ', '.join(result['images'])}")
+    if report_unreadable("render", sources):
+        return USAGE
+    return OK if all(result["images"] for result in results) else NO
+
+
+def score(parsed: Namespace) -> int:
+    """Score pictures against one prompt."""
+    files: list[Path] = []
+    for text in parsed.images:
+        path = Path(text)
+        if not path.exists():
+            raise ValueError(f"{path}: no such file or folder")
+        files += sorted(path.rglob("*.png")) if path.is_dir() else [path]
+    if not files:
+        raise ValueError(f"{parsed.images[0]}: got a folder without .png files")
+
+    from flowloom.render import png
+    from flowloom.score.rubric import score_images
+
+    images = [_picture(png, path) for path in files]
+    rows = score_images(parsed.rubric, [parsed.prompt] * len(files), images)
+    results = []
+    for path, row in zip(files, rows, strict=True):
+        # What a picture cost cannot be read off it.
+        breakdown = {key: row[key] for key in row if key not in ("score", "flops")}
+        results.append({"path": str(path), "score": row["score"], "breakdown": breakdown})
+    if parsed.json:
+        print_json({"results": results})
+    else:
+        terms = list(results[0]["breakdown"])
+        cells = [
+            [r["path"], f"{r['score']:.3f}", *(f"{r['breakdown'][t]:.3f}" for t in terms)]
+            for r in results
+        ]
+        print_table(f"{parsed.prompt!r}, rubric {parsed.rubric}", ["picture", "score", *terms], cells)
+    return OK
+
+
+def picture_names(paths: list[str]) -> list[str]:
+    """A distinct file name (without suffix) for the picture of each path or `FILE:LINE`."""
+    names: list[str] = []
+    taken: set[str] = set()
+    for path in paths:
+        name = Path(path).name
+        file, separator, line = name.rpartition(":")
+        stem = (file if separator else name).split(".")[0] or "workflow"
+        base = f"{stem}-{int(line):05d}" if separator and line.isdigit() else stem
+        candidate, number = base, 1
+        while candidate in taken:
+            number += 1
+            candidate = f"{base}_{number}"
+        taken.add(candidate)
+        names.append(candidate)
+    return names
+
+
+def _fill(source: Source, parsed: Namespace) -> Workflow | str | None:
+    """The workflow to render, or why it is none."""
+    if source.workflow is None:
+        return source.error
+    if not is_template(source.workflow):
+        return source.workflow
+    if parsed.prompt is None:
+        return "got a template with '{prompt}', expected --prompt TEXT to fill it"
+    return source.workflow.fill(parsed.prompt, parsed.negative, parsed.seed)
+
+
+def is_template(workflow: Workflow) -> bool:
+    """Whether a text of the workflow holds a slot."""
+    texts = (v for node in workflow.nodes.values() for v in node.inputs.values())
+    return any(isinstance(v, str) and ("{prompt}" in v or "{negative}" in v) for v in texts)
+
+
+def _error(source: Source, filled: Workflow | str | None) -> str | None:
+    return filled if isinstance(filled, str) else source.error
+
+
+def _filled(filled: list[Workflow | str | None], index: int) -> Workflow:
+    workflow = filled[index]
+    assert isinstance(workflow, Workflow)
+    return workflow
+
+
+def _picture(png: Any, path: Path) -> Any:
+    try:
+        return png.read(path)[0]
+    except ValueError as error:
+        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
