@@ -1,0 +1,1 @@
+"""The embedded world: prompts about coloured shapes, drawing, detector, tiny image models."""
