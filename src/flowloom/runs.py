@@ -119,8 +119,8 @@ class Run:
         """Open the run folder `folder`, making it if needed."""
         self.stage = stage
         self.dir = folder
+        self.dir.mkdir(parents=True, exist_ok=True)
         self.work = folder / "work"
-        self.work.mkdir(parents=True, exist_ok=True)
         self._final_out = folder / "out"
         self.out = folder / "out.partial"
         self._started_s = time.perf_counter()
@@ -134,7 +134,8 @@ class Run:
         """Empty the artifact folder; `work` stays, it is what an interrupted run resumes from."""
         for folder in (self.out, self._final_out):
             shutil.rmtree(folder, ignore_errors=True)
-        self.out.mkdir(parents=True)
+        self.out.mkdir()
+        self.work.mkdir(exist_ok=True)
 
     def log(self, message: str) -> None:
         """Add a line to `log.txt` and standard error."""
