@@ -8,7 +8,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from flowloom.cli import NO, OK, USAGE
+from flowloom.cli import NO, OK, USAGE, one_line
 from flowloom.cli.output import print_json, warn
 from flowloom.cli.sources import Source, read_sources
 from flowloom.workflow import Catalogue
@@ -22,10 +22,10 @@ def validate(parsed: Namespace) -> int:
     results = []
     sources = read_sources(parsed.paths)
     for source in sources:
-        if source.workflow is None:
+        if source.error is not None:
             problems = [_unreadable(source)]
         else:
-            problems = [dataclasses.asdict(p) for p in check(source.workflow, catalogue)]
+            problems = [dataclasses.asdict(problem) for problem in check(source.api, catalogue)]
         valid = not any(problem["severity"] == "error" for problem in problems)
         results.append({"path": source.path, "valid": valid, "problems": problems})
     if parsed.json:
@@ -45,7 +45,7 @@ def validate(parsed: Namespace) -> int:
 def encode(parsed: Namespace) -> int:
     """Write workflows as tokens and read them back; status 1 where that loses something."""
     from flowloom.workflow import Vocabulary
-    from flowloom.workflow.codec import Codec, CodecError
+    from flowloom.workflow.codec import Codec
 
     catalogue = Catalogue.load(parsed.catalogue)
     vocabulary = Vocabulary.build(catalogue)
@@ -54,15 +54,15 @@ def encode(parsed: Namespace) -> int:
     sources = read_sources(parsed.paths)
     for source in sources:
         row: dict[str, Any] = {"path": source.path, "tokens": None, "round_trip": False}
-        row["error"] = source.error
-        if source.workflow is not None:
-            try:
-                encoded = codec.encode(source.workflow)
-                decoded = codec.decode(encoded.tokens, encoded.texts, encoded.seeds)
-                row["tokens"] = [int(token) for token in encoded.tokens]
-                row["round_trip"] = decoded.fingerprint() == source.workflow.fingerprint()
-            except CodecError as error:
-                row["error"] = " ".join(str(error).split())
+        row["error"] = None
+        try:
+            workflow = source.workflow()
+            encoded = codec.encode(workflow)
+            decoded = codec.decode(encoded.tokens, encoded.texts, encoded.seeds)
+            row["tokens"] = [int(token) for token in encoded.tokens]
+            row["round_trip"] = decoded.fingerprint() == workflow.fingerprint()
+        except ValueError as error:  # the codec's and the graph's errors are
+            row["error"] = one_line(error)
         results.append(row)
     if parsed.json:
         print_json({"results": results, "vocabulary": vocabulary.size})
@@ -111,17 +111,17 @@ def _unreadable(source: Source) -> dict[str, Any]:
     return {
         "type": "unreadable",
         "severity": "error",
-        "node_id": None,
-        "class_type": None,
-        "input": None,
+        "node_id": "",
+        "class_type": "",
+        "input": "",
         "message": source.error,
-        "suggestion": None,
+        "suggestion": "",
     }
 
 
 def _problem_line(problem: dict[str, Any]) -> str:
     place = []
-    if problem["node_id"] is not None:
+    if problem["node_id"]:
         place.append(f"node {problem['node_id']}")
     if problem["class_type"]:
         place.append(f"({problem['class_type']})")

@@ -7,7 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from flowloom.cli import NO, OK, USAGE
+from flowloom.cli import NO, OK, USAGE, one_line
 from flowloom.cli.graphs import report_unreadable
 from flowloom.cli.output import print_json, print_table, progress
 from flowloom.cli.sources import Source, read_sources
@@ -30,7 +30,7 @@ def render(parsed: Namespace) -> int:
 
     engine = Engine(ModelStore.open(parsed.catalogue_dir))
     results: list[dict[str, Any]] = [
-        {"path": source.path, "images": [], "seconds": None, "error": _error(source, workflow)}
+        {"path": source.path, "images": [], "seconds": None, "error": _error(workflow)}
         for source, workflow in zip(sources, filled, strict=True)
     ]
     ready = [index for index, result in enumerate(results) if result["error"] is None]
@@ -44,7 +44,7 @@ def render(parsed: Namespace) -> int:
                 pictures = engine.render(jobs)
             except (ValueError, FloatingPointError) as error:
                 if len(part) == 1:
-                    results[part[0]]["error"] = " ".join(str(error).split())
+                    results[part[0]]["error"] = one_line(error)
                 continue
             seconds = (time.perf_counter() - started_s) / len(part)
             for index, picture in zip(part, pictures, strict=True):
@@ -114,15 +114,17 @@ def picture_names(paths: list[str]) -> list[str]:
     return names
 
 
-def _fill(source: Source, parsed: Namespace) -> Workflow | str | None:
-    """The workflow to render, or why it is none."""
-    if source.workflow is None:
-        return source.error
-    if not is_template(source.workflow):
-        return source.workflow
+def _fill(source: Source, parsed: Namespace) -> Workflow | str:
+    """The workflow to render, or why there is none."""
+    try:
+        workflow = source.workflow()
+    except ValueError as error:
+        return one_line(error)
+    if not is_template(workflow):
+        return workflow
     if parsed.prompt is None:
         return "got a template with '{prompt}', expected --prompt TEXT to fill it"
-    return source.workflow.fill(parsed.prompt, parsed.negative, parsed.seed)
+    return workflow.fill(parsed.prompt, parsed.negative, parsed.seed)
 
 
 def is_template(workflow: Workflow) -> bool:
@@ -131,11 +133,11 @@ def is_template(workflow: Workflow) -> bool:
     return any(isinstance(v, str) and ("{prompt}" in v or "{negative}" in v) for v in texts)
 
 
-def _error(source: Source, filled: Workflow | str | None) -> str | None:
-    return filled if isinstance(filled, str) else source.error
+def _error(filled: Workflow | str) -> str | None:
+    return filled if isinstance(filled, str) else None
 
 
-def _filled(filled: list[Workflow | str | None], index: int) -> Workflow:
+def _filled(filled: list[Workflow | str], index: int) -> Workflow:
     workflow = filled[index]
     assert isinstance(workflow, Workflow)
     return workflow

@@ -22,10 +22,20 @@ class Source:
 
     path: str
     """Where it lies; a row of a .jsonl is `FILE:LINE`, counted from 1."""
-    workflow: Workflow | None = None
-    """The workflow."""
+    api: Any = None
+    """What should be API JSON, as it was read."""
     error: str | None = None
-    """Why there is none."""
+    """Why there is nothing."""
+
+    def workflow(self) -> Workflow:
+        """The workflow.
+
+        Raises:
+            ValueError: If what was read has not the shape of one.
+        """
+        if self.error is not None:
+            raise ValueError(self.error)
+        return Workflow.from_api(self.api)
 
 
 def read_sources(paths: Sequence[str]) -> list[Source]:
@@ -75,14 +85,14 @@ def _parse(where: str, text: str) -> Source:
         return Source(where, error=_cause(error))
 
 
-def graph(value: Any) -> Workflow:
-    """The workflow that a parsed row or file holds, itself or under a key of `WRAPPERS`.
+def graph(value: Any) -> Any:
+    """What a parsed row or file holds as its graph: itself, or the value under a key of `WRAPPERS`.
 
     Raises:
-        ValueError: If there is none, or one in UI format.
+        ValueError: If it is in UI format.
     """
     if not isinstance(value, Mapping):
-        raise ValueError(f"got {type(value).__name__}, expected a workflow (an object of nodes by id)")
+        return value
     if isinstance(value.get("nodes"), list):
         raise ValueError(
             "got a workflow in UI format, which is not supported yet; expected API format "
@@ -95,10 +105,10 @@ def graph(value: Any) -> Workflow:
         # A node may have the id "graph"; then it names its class.
         if isinstance(inner, Mapping) and "class_type" not in inner:
             return graph(inner)
-    return Workflow.from_api(dict(value))
+    return value
 
 
-def _png(path: Path) -> Workflow:
+def _png(path: Path) -> Any:
     from PIL import Image
 
     with Image.open(path) as picture:
