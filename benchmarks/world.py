@@ -1,9 +1,10 @@
-"""Score every shipped model of the shapes world by kind and shape family, and how much choosing per prompt gains.
+"""Shipped models of the shapes world by kind and shape family, and what choosing per prompt gains.
 
     python -m benchmarks.world [--models data/models] [--seeds 32] [--quick] [--json]
 
-8 Euler steps at guidance 2.5, score = faithfulness * (.8 + .2 crispness). The best fixed model and the best per prompt
-are chosen on one half of the seeds and scored on the other half, averaged over 40 random halves.
+8 Euler steps at guidance 2.5, score = faithfulness * (.8 + .2 crispness). The best fixed model and
+the best per prompt are chosen on one half of the seeds and scored on the other half, averaged over
+40 random halves.
 
 Shapes: S models, P prompts, R seeds (renders), B pictures.
 """
@@ -11,6 +12,7 @@ Shapes: S models, P prompts, R seeds (renders), B pictures.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from pathlib import Path
@@ -32,16 +34,19 @@ def sample(model, token_ids, noise_BCHW, *, steps=8, guidance=2.5):
     both = shapes_model.Conditioning.cat([cond, empty])
     x_BCHW = noise_BCHW
     times = torch.linspace(1, 0, steps + 1)
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in itertools.pairwise(times):
         v, v_empty = model.velocity(x_BCHW.repeat(2, 1, 1, 1), t.expand(2 * B), both).chunk(2)
         x_BCHW = x_BCHW + (s - t) * (v_empty + guidance * (v - v_empty))
     return x_BCHW.clamp(-1, 1)
 
 
 def render_scores(model, specs, num_seeds, *, steps=8, guidance=2.5, batch=32):
-    """Scores `[P, R]`; seed r starts every prompt and model from the same noise. Also ms per picture."""
+    """Scores `[P, R]` (seed r is one noise for all prompts and models) and ms per picture."""
     noise_RCHW = torch.stack(
-        [torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(r)) for r in range(num_seeds)]
+        [
+            torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(r))
+            for r in range(num_seeds)
+        ]
     )
     rows = [(p, r) for p in range(len(specs)) for r in range(num_seeds)]
     scores_PR = np.zeros((len(specs), num_seeds))
@@ -63,7 +68,7 @@ def render_scores(model, specs, num_seeds, *, steps=8, guidance=2.5, batch=32):
 
 
 def choice_gap(scores_SPR, groups, num_splits=40, seed=0):
-    """Mean score of the best fixed model, the best per group and the best per prompt, on unseen halves of the seeds."""
+    """Mean score of the best fixed model, best per group, best per prompt, on unseen seeds."""
     rng = np.random.default_rng(seed)
     totals = np.zeros(3)
     groups = np.asarray(groups)
@@ -80,11 +85,13 @@ def choice_gap(scores_SPR, groups, num_splits=40, seed=0):
         by_group = judge_SP[best_P, np.arange(num_prompts)].mean()
         by_prompt = judge_SP[choose_SP.argmax(0), np.arange(num_prompts)].mean()
         totals += (fixed, by_group, by_prompt)
-    return dict(zip(("fixed", "per_kind", "per_prompt"), (totals / num_splits).round(3), strict=True))
+    return dict(
+        zip(("fixed", "per_kind", "per_prompt"), (totals / num_splits).round(3), strict=True)
+    )
 
 
 def evaluation_prompts(per_cell, *, split="holdout", seed=0):
-    """Prompts of every demo kind x {round, angular, mixed}, `per_cell` each where the cell has any."""
+    """Prompts of every demo kind x {round, angular, mixed}, at most `per_cell` of each cell."""
     rng = np.random.default_rng(seed)
     cells: dict[tuple, list] = {}
     for _ in range(20000):

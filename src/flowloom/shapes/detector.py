@@ -1,13 +1,14 @@
-"""What is on a picture, and how well that answers a prompt: exact templates, a graded score, crispness.
+"""What is on a picture, and how well it answers a prompt: templates, graded score, crispness.
 
-Every shape, size and colour of the world is a template T (mask times colour minus background). With p the picture minus
-the background, at one place:
+Every shape, size and colour of the world is a template T (mask times colour minus background). With
+p the picture minus the background, at one place:
 
     explained energy  G = 2 <p, T> - |T|^2
     fit               q = (2 <p, T> - E) / |T|^2,   E = energy of p in the mask grown by 1 px
 
-The best place is where G * q is largest (G alone sees one large square in four small ones); its neighbourhood is
-suppressed and the next is taken, `NUM_DETECTIONS` times. No gradients; a picture's result does not depend on its batch.
+The best place is where G * q^2 is largest (G alone sees one large square in four small ones); its
+neighbourhood is suppressed and the next is taken, `NUM_DETECTIONS` times. No gradients; a picture's
+result does not depend on its batch.
 
 Shapes: B pictures, M = 8 masks (shape x size), K = 8 colours, P = 1024 places, O detections.
 """
@@ -45,7 +46,7 @@ class Detections:
 
 @cache
 def _templates() -> tuple[Tensor, ...]:
-    """Masks `[M, 1, 13, 13]`, grown masks, pixel counts `[M]`, colours minus background `[K, 3]`."""
+    """Masks `[M, 1, 13, 13]`, grown masks, pixels `[M]`, colours minus background `[K, 3]`."""
     masks = np.zeros((len(_KEYS), 1, 13, 13), np.float32)
     for index, key in enumerate(_KEYS):
         half = PIXELS[key[1]] // 2
@@ -57,8 +58,8 @@ def _templates() -> tuple[Tensor, ...]:
 
 
 @cache
-def _suppression() -> Tensor:
-    """`[M, M, P, P]`-free form: reach `[M, M]`, the centre distance within which a mask hides another."""
+def _reach() -> Tensor:
+    """`[M, M]` centre distance in pixels below which one mask hides another."""
     sizes = torch.tensor([PIXELS[size] for _, size in _KEYS])
     return (sizes[:, None] + sizes[None, :]) // 2
 
@@ -91,7 +92,7 @@ def detect(images_BCHW: Tensor) -> Detections:
 
     rows_P = torch.arange(SIZE).repeat_interleave(SIZE)
     columns_P = torch.arange(SIZE).repeat(SIZE)
-    reach_MM = _suppression()
+    reach_MM = _reach()
     picture_B = torch.arange(B)
     gain_BKMYX = F.pad(gain_BKMP.reshape(B, K, M, SIZE, SIZE), (1, 1, 1, 1), value=-1e9)
     near = torch.tensor([-1, 0, 1])
@@ -134,7 +135,7 @@ def _match(found: Detections, row: int, item: ShapeObject) -> np.ndarray:
 
 
 def _relation(relation: str | None, centers_O2: np.ndarray) -> np.ndarray:
-    """`[O, O]` degree to which detection i lies on the named side of detection j: clamp((along - across) / 4)."""
+    """`[O, O]` degree to which i lies on the named side of j: clamp((along - across) / 4)."""
     if relation is None:
         return np.ones((len(centers_O2),) * 2)
     down, right = (centers_O2[None, :, axis] - centers_O2[:, None, axis] for axis in (0, 1))
@@ -164,8 +165,9 @@ def _grade(found: Detections, row: int, spec: PromptSpec) -> float:
 def score(images_BCHW: Tensor, specs: Sequence[PromptSpec]) -> Tensor:
     """Faithfulness in [0, 1] of each picture to its prompt, `[B]` float32.
 
-    One object: its existence times the probability of what is named. Two: .2 mean + .8 product of both, the best
-    assignment, times .2 + .8 * relation. Counting: exp(-(soft count - n)^2 / .4). Extra objects divide by 1 + their sum.
+    One object: its existence times the probability of what is named. Two: .2 mean + .8 product of
+    both, the best assignment, times .2 + .8 * relation. Counting: exp(-(soft count - n)^2 / .4).
+    Extra objects divide by 1 + their sum.
 
     Raises:
         ValueError: Numbers of pictures and prompts differ.
@@ -180,8 +182,8 @@ def score(images_BCHW: Tensor, specs: Sequence[PromptSpec]) -> Tensor:
 def crispness(images_BCHW: Tensor) -> Tensor:
     """How pure the colours are, in [0, 1], `[B]`: energy-weighted mean of exp(-d^2 / .15).
 
-    d is a pixel's distance to the nearest of background and palette; the energy is its squared distance from the
-    background. An empty picture has no energy and scores 0.
+    d is a pixel's distance to the nearest of background and palette; the energy is its squared
+    distance from the background. An empty picture has no energy and scores 0.
     """
     p = to_native(images_BCHW.float()).flatten(2) - BACKGROUND
     tints_K3 = torch.cat([torch.zeros(1, 3), _templates()[3]])

@@ -1,7 +1,8 @@
 """Clean pictures of the shapes world: what the models learn from and what the detector knows.
 
-A picture is 32 x 32 RGB in [-1, 1]: flat background, every object a flat binary mask of 7 or 11 px. Centres lie on a
-4 px grid that always meets the models' 4 px patches alike; bounding boxes keep at least 1 px between them.
+A picture is 32 x 32 RGB in [-1, 1]: flat background, every object a flat binary mask of 7 or 11 px.
+Centres lie on a 4 px grid that always meets the models' 4 px patches alike; bounding boxes keep at
+least 1 px between them.
 """
 
 from __future__ import annotations
@@ -90,10 +91,13 @@ def render(
 def _layout(items: list, relation: str | None, rng: np.random.Generator) -> np.ndarray:
     """Centres `[n, 2]` (row, column) whose boxes keep 1 px apart and satisfy the relation."""
     if len(items) > 2:
-        # A 3 x 3 lattice 8 px apart, in one of its four places on the 4 px grid: always fits, never touches.
+        # A 3 x 3 lattice 8 px apart, in one of its four places on the 4 px grid: always fits, never
+        # touches.
         slots = rng.permutation(9)[: len(items)]
         origin = rng.integers(0, 2, 2)
-        return np.stack([_GRID[origin[0] + 2 * (slots // 3)], _GRID[origin[1] + 2 * (slots % 3)]], 1)
+        return np.stack(
+            [_GRID[origin[0] + 2 * (slots // 3)], _GRID[origin[1] + 2 * (slots % 3)]], 1
+        )
     first = _CELLS[rng.integers(len(_CELLS))]
     if len(items) == 1:
         return first[None]

@@ -1,9 +1,10 @@
-"""The image model of the shapes world: a small flow transformer over pixels with its own text encoder.
+"""The image model of the shapes world: a small flow transformer with its own text encoder.
 
-Convention: x_t = (1 - t) * x0 + t * eps and v = eps - x0, so t = 1 is noise. The network predicts x0; its velocity is
-(x - x0) / max(t, T_FLOOR). Image tokens attend to image and text tokens; text is encoded once and not updated.
+Convention: x_t = (1 - t) * x0 + t * eps and v = eps - x0, so t = 1 is noise. The network predicts
+x0; its velocity is (x - x0) / max(t, T_FLOOR). Image tokens attend to image and text tokens; text is
+encoded once and not updated.
 
-Shapes: B pictures, C = 3 channels, H x W pixels, N = H/4 * W/4 patches, L = 16 text tokens, D = width.
+Shapes: B pictures, C = 3 channels, H x W pixels, N patches, L = 16 text tokens, D = width.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Conditioning:
     """One vector per text."""
 
     def zeroed(self) -> Conditioning:
-        """The same shapes without content (what ComfyUI calls ConditioningZeroOut): unconditional."""
+        """The same shapes without content: what ComfyUI calls ConditioningZeroOut."""
         return Conditioning(
             torch.zeros_like(self.tokens_BLD), self.mask_BL, torch.zeros_like(self.pooled_BD)
         )
@@ -90,6 +91,7 @@ class MLP(nn.Module):
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x_BND: Tensor) -> Tensor:
+        """Apply it to every token."""
         return self.down(F.relu(self.up(x_BND)).square())
 
 
@@ -109,10 +111,13 @@ class TextBlock(nn.Module):
         super().__init__()
         D = config.width
         self.num_heads = config.num_heads
-        self.to_q, self.to_k, self.to_v, self.to_out = (nn.Linear(D, D, bias=False) for _ in range(4))
+        self.to_q, self.to_k, self.to_v, self.to_out = (
+            nn.Linear(D, D, bias=False) for _ in range(4)
+        )
         self.mlp = MLP(D, config.mlp_ratio * D)
 
     def forward(self, x_BLD: Tensor, bias: Tensor) -> Tensor:
+        """Update every text token; `bias` hides padding."""
         h = _norm(x_BLD)
         mixed = _attend(self.to_q(h), self.to_k(h), self.to_v(h), bias, self.num_heads)
         x_BLD = x_BLD + self.to_out(mixed)
@@ -131,6 +136,7 @@ class TextEncoder(nn.Module):
         nn.init.normal_(self.positions, std=0.2)
 
     def forward(self, ids_BL: Tensor) -> Conditioning:
+        """Encode padded word ids."""
         mask_BL = ids_BL != prompts.PAD_ID
         x_BLD = self.words(ids_BL) + self.positions
         bias = _key_bias(mask_BL, x_BLD.dtype)
@@ -148,13 +154,15 @@ def _key_bias(mask_BM: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class ImageBlock(nn.Module):
-    """Attention from image tokens to image and text tokens, then an MLP; adaLN-modulated and gated."""
+    """Attention from image tokens to image and text tokens, then an MLP; modulated by adaLN."""
 
     def __init__(self, config: ShapesConfig):
         super().__init__()
         D = config.width
         self.num_heads = config.num_heads
-        self.to_q, self.to_k, self.to_v, self.to_out = (nn.Linear(D, D, bias=False) for _ in range(4))
+        self.to_q, self.to_k, self.to_v, self.to_out = (
+            nn.Linear(D, D, bias=False) for _ in range(4)
+        )
         self.text_k, self.text_v = (nn.Linear(D, D, bias=False) for _ in range(2))
         self.mlp = MLP(D, config.mlp_ratio * D)
         self.modulation = nn.Linear(D, 6 * D)
@@ -162,6 +170,7 @@ class ImageBlock(nn.Module):
         nn.init.zeros_(self.modulation.bias)
 
     def forward(self, x_BND: Tensor, text_BLD: Tensor, bias: Tensor, signal_BD: Tensor) -> Tensor:
+        """Update every image token; `signal_BD` carries time and pooled text."""
         parts = self.modulation(signal_BD)[:, None].chunk(6, dim=-1)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = parts
         h = torch.addcmul(shift_a, _norm(x_BND), 1 + scale_a)
@@ -200,7 +209,7 @@ class ShapesModel(nn.Module):
             nn.init.zeros_(block.mlp.down.weight)
 
     def encode_text(self, token_ids: Sequence[Sequence[int]] | Tensor) -> Conditioning:
-        """Encode token ids (lists as `prompts.tokenize` returns them, or `[B, <=L]` padded with 0)."""
+        """Encode token ids: lists as `prompts.tokenize` returns them, or padded with 0 `[B, <=L]`."""
         return self.text(pad_tokens(token_ids, self.config.max_tokens, self.rows.device))
 
     def forward(self, x_BCHW: Tensor, t_B: Tensor, cond: Conditioning) -> Tensor:
@@ -243,7 +252,9 @@ def pad_tokens(token_ids: Sequence[Sequence[int]] | Tensor, length: int, device=
     if isinstance(token_ids, Tensor):
         token_ids = token_ids.tolist()
     rows = [list(ids)[:length] for ids in token_ids]
-    return torch.tensor([ids + [prompts.PAD_ID] * (length - len(ids)) for ids in rows], device=device)
+    return torch.tensor(
+        [ids + [prompts.PAD_ID] * (length - len(ids)) for ids in rows], device=device
+    )
 
 
 def _time_features(t_B: Tensor) -> Tensor:
@@ -314,8 +325,9 @@ def apply_lora(
 
     Args:
         model: Left as it is.
-        lora_tensors: `<module path>.lora_A.weight` `[rank, in]`, `.lora_B.weight` `[out, rank]`, `.alpha` scalar
-            (rank where absent); paths that begin with `text.` belong to the text encoder.
+        lora_tensors: `<module path>.lora_A.weight` `[rank, in]`, `.lora_B.weight` `[out, rank]`,
+            `.alpha` scalar (rank where absent); paths that begin with `text.` belong to the text
+            encoder.
         strength_model: Factor for the transformer's modules.
         strength_clip: Factor for the text encoder's modules.
 
@@ -328,7 +340,9 @@ def apply_lora(
         path, dot, _ = key.rpartition(".lora_A.weight")
         if not dot:
             if not key.endswith((".lora_B.weight", ".alpha")):
-                raise ValueError(f"LoRA key {key!r}: expected lora_A.weight, lora_B.weight or alpha")
+                raise ValueError(
+                    f"LoRA key {key!r}: expected lora_A.weight, lora_B.weight or alpha"
+                )
             continue
         if path not in modules:
             raise ValueError(f"LoRA key {key!r}: the model has no linear module {path!r}")

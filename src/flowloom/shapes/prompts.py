@@ -8,8 +8,8 @@
     binding := a [size] colour shape and a [size] colour shape
     position:= a [size] shape relation a [size] shape  "a star left of a square"
 
-The six kinds are those of GenEval (arXiv 2310.11513). Every phrase has synonyms; what a prompt *means* is the
-same for all of them, and splits are made by meaning.
+The six kinds are those of GenEval (arXiv 2310.11513). Every phrase has synonyms; what a prompt
+*means* is the same for all of them, and splits are made by meaning.
 """
 
 from __future__ import annotations
@@ -116,14 +116,16 @@ class PromptSpec:
     objects: tuple[ShapeObject, ...]
     """One object, or two for the kinds two, position and binding."""
     relation: str | None = None
-    """One of `RELATIONS`: where the first object lies, seen from the second; only for `position`."""
+    """One of `RELATIONS`: where the first object lies, seen from the second; for `position`."""
     text: str = dataclasses.field(default="", compare=False)
     """The wording; no part of the meaning."""
 
     @property
     def meaning(self) -> str:
-        """The same string for every wording: pairs without an order are sorted, relations mirrored."""
-        names = ["/".join((o.size or "-", o.color or "-", o.shape, str(o.count))) for o in self.objects]
+        """The same string for every wording; unordered pairs are sorted, relations mirrored."""
+        names = [
+            "/".join((o.size or "-", o.color or "-", o.shape, str(o.count))) for o in self.objects
+        ]
         relation = self.relation
         if relation in ("right", "below"):
             relation, names = _OPPOSITE[relation], names[::-1]
@@ -193,16 +195,14 @@ def _word(spec: PromptSpec, pick) -> str:
     phrases = []
     for item in spec.objects:
         forms = pick(_NOUNS[item.shape])
-        if spec.kind == "counting":
-            words = [pick((str(item.count), _NUMBERS[item.count]))]
-        else:
-            words = []
+        counted = spec.kind == "counting"
+        words = [pick((str(item.count), _NUMBERS[item.count]))] if counted else []
         if item.size:
             words.append(pick(_SIZE_WORDS[item.size]))
         if item.color:
             words.append(item.color)
         words.append(forms[0] if item.count == 1 else forms[1])
-        if spec.kind != "counting":
+        if not counted:
             words.insert(0, "an" if words[0][0] in "aeiou" else "a")
         phrases.append(words)
     body = phrases[0]
@@ -247,7 +247,9 @@ def parse(text: str) -> PromptSpec:
         relation = reader.link()
         second, counted = reader.noun_phrase()
         if counted:
-            raise reader.error("'a' or a shape, since a number stands only in a prompt of one phrase")
+            raise reader.error(
+                "'a' or a shape, since a number stands only in a prompt of one phrase"
+            )
         if relation:
             kind = "position"
         elif first.color and second.color:
@@ -343,12 +345,16 @@ def _bucket(meaning: str) -> float:
 
 
 def split_of(spec: PromptSpec) -> str:
-    """'holdout' for a fixed `HOLDOUT_FRAC` of all meanings, else 'train'; wording does not matter."""
+    """'holdout' for a fixed `HOLDOUT_FRAC` of all meanings, else 'train'; by meaning alone."""
     return "holdout" if _bucket(spec.meaning) < HOLDOUT_FRAC else "train"
 
 
 def prompt_concepts(spec: PromptSpec) -> dict[str, str]:
-    """Families a prompt stays inside: `shapes` round, angular or mixed; `colors` warm, cool, mixed or any."""
+    """Families a prompt stays inside.
+
+    Returns:
+        `shapes`: round, angular or mixed; `colors`: warm, cool, mixed, or any where none is named.
+    """
 
     def family(values, families):
         if not values:

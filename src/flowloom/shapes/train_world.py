@@ -1,14 +1,16 @@
 """Train the shipped models of the shapes world: a mediocre base, specialists by concept, one LoRA.
 
-One trunk learns all kinds of prompts. Its early snapshot is the base; its end is the parent of every specialist, which
-then sees one concept only and forgets the rest. No good generalist is shipped: with one in the catalogue the same
-checkpoint would be best for every prompt.
+One trunk learns all kinds of prompts. Its early snapshot is the base; its end is the parent of
+every specialist, which then sees one concept only and forgets the rest. No good generalist is
+shipped: with one in the catalogue the same checkpoint would be best for every prompt.
 
-Recipe: predict x0, loss on velocity, float32 Muon on block and text matrices, AdamW elsewhere, averaged weights.
+Recipe: predict x0, loss on velocity, float32 Muon on block and text matrices, AdamW elsewhere,
+    averaged weights.
 
     python -m flowloom.shapes.train_world --out data/models --work .flowloom/world [--only NAME ...]
 
-The same command resumes: a job saves every `checkpoint_every` steps and its randomness depends on (seed, step) only.
+The same command resumes: a job saves every `checkpoint_every` steps and its randomness depends on
+(seed, step) only.
 
 Shapes: B pictures, C = 3 channels, H x W pixels.
 """
@@ -20,14 +22,16 @@ import dataclasses
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
+from flowloom.runs import Run
 from flowloom.shapes import drawing, prompts
 from flowloom.shapes.model import T_FLOOR, Conditioning, ShapesConfig, ShapesModel, save
 
@@ -72,8 +76,9 @@ class Job:
 
 
 _DEMO = ("single", "two", "counting", "colors")
-# Shape specialists never see a colour word and colour specialists never see a prompt without one, and neither sees
-# more than three objects: the narrower a concept, the sooner it is learned and the less one model serves all prompts.
+# Shape specialists never see a colour word and colour specialists never see a prompt without one,
+# and neither sees more than three objects: the narrower a concept, the sooner it is learned and the
+# less one model serves all prompts.
 _FEW = (1, 2, 3)
 
 
@@ -99,7 +104,7 @@ class WorldConfig:
 
     seed: int = 0
     """Seed of weights, prompts, pictures and noise."""
-    model: ShapesConfig = ShapesConfig()
+    model: ShapesConfig = dataclasses.field(default_factory=ShapesConfig)
     """Sizes of the network."""
     batch_size: int = 32
     """Pictures per step."""
@@ -131,7 +136,7 @@ class WorldConfig:
     """Steps between saved states."""
     base_name: str = "shapes-base"
     """File of the trunk's early snapshot."""
-    base_steps: int = 3000
+    base_steps: int = 2000
     """Step of the trunk at which the base is taken."""
     base_card: str = "mediocre at everything: all shapes, colours and counts, none of them reliably"
     """Card of the base."""
@@ -140,19 +145,19 @@ class WorldConfig:
             name="trunk",
             role="trunk",
             concept=Concept(kinds=(*_DEMO, *_DEMO, "position", "binding")),
-            steps=5000,
+            steps=7000,
             decay=False,
             card="parent of all specialists, not shipped",
         ),
         _shape_job(
             "shapes-circle-star",
             ("circle", "star"),
-            "specialist for circles and stars (discs, sparkles) when the prompt names no colour: one, two or three",
+            "specialist for circles and stars (discs, sparkles) of no named colour: one, two or three",
         ),
         _shape_job(
             "shapes-square-triangle",
             ("square", "triangle"),
-            "specialist for squares and triangles (boxes, wedges) when the prompt names no colour: one, two or three",
+            "specialist for squares and triangles (boxes, wedges) of no named colour: one, two or three",
         ),
         Job(
             name="shapes-counting",
@@ -171,11 +176,11 @@ class WorldConfig:
             "specialist for green, blue, purple and cyan objects of one kind: one, two or three",
         ),
         Job(
-            name="shapes-two-lora",
+            name="shapes-two-objects",
             role="lora",
             concept=Concept(kinds=("two",)),
             steps=1500,
-            card="LoRA for the base: pairs of two different shapes",
+            card="for the base: two objects of different shapes",
         ),
     )
     """Jobs in order; the first is the trunk."""
@@ -214,14 +219,16 @@ def sample_batch(config: WorldConfig, concept: Concept, seed: int, step: int):
 def flow_loss(model: ShapesModel, x0_BCHW, ids_BL, t_B, noise_BCHW, kept_B1) -> Tensor:
     """Mean squared velocity error of an x0 prediction: mean ((x0_hat - x0) / max(t, T_FLOOR))^2."""
     cond = model.text(ids_BL)
-    cond = Conditioning(cond.tokens_BLD * kept_B1[..., None], cond.mask_BL, cond.pooled_BD * kept_B1)
+    cond = Conditioning(
+        cond.tokens_BLD * kept_B1[..., None], cond.mask_BL, cond.pooled_BD * kept_B1
+    )
     t = t_B[:, None, None, None]
     x0_hat_BCHW = model(torch.lerp(x0_BCHW, noise_BCHW, t), t_B, cond)
     return ((x0_hat_BCHW - x0_BCHW) / t.clamp(min=T_FLOOR)).square().mean()
 
 
 class Muon:
-    """Momentum orthogonalised by Newton-Schulz (Jordan, 2024), float32, batched over matrices of one shape."""
+    """Momentum orthogonalised by Newton-Schulz (Jordan, 2024), batched over equal shapes."""
 
     def __init__(self, params: list[nn.Parameter], momentum: float):
         self.momentum = momentum
@@ -233,6 +240,7 @@ class Muon:
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
+        """Update every matrix from its gradient."""
         for group, buffer in zip(self.groups, self.buffers, strict=True):
             grads = torch.stack([p.grad for p in group])
             buffer.lerp_(grads, 1 - self.momentum)
@@ -258,60 +266,79 @@ def is_muon(name: str, param: Tensor) -> bool:
 
 
 def learning_rate_factor(config: WorldConfig, job: Job, step: int) -> float:
-    """1, then linear to nothing over the last `decay_frac` of a decayed job, after 50 steps of warm-up."""
+    """Warm-up over 50 steps, 1, and for a decayed job linear to nothing at its end."""
     factor = min(1.0, (step + 1) / 50) * job.lr_scale
     if job.decay:
         factor *= min(1.0, (job.steps - step) / (config.decay_frac * job.steps))
     return factor
 
 
+class LowRank(nn.Module):
+    """A weight plus B @ A, as a parametrization of a frozen linear module."""
+
+    def __init__(self, weight: Tensor, rank: int):
+        super().__init__()
+        self.lora_A = nn.Parameter(torch.randn(rank, weight.shape[1]) / weight.shape[1] ** 0.5)
+        self.lora_B = nn.Parameter(torch.zeros(weight.shape[0], rank))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The patched weight."""
+        return weight + self.lora_B @ self.lora_A
+
+
 class Trainer:
     """Weights, optimisers and averaged weights of one job; saved and restored as one state."""
 
-    def __init__(self, config: WorldConfig, job: Job, parent: Path | None):
-        self.config, self.job = config, job
+    def __init__(self, config: WorldConfig, job: Job, parent: dict[str, Tensor] | None):
+        self.config, self.job, self.step = config, job, 0
         torch.manual_seed(config.seed)
         self.model = ShapesModel(config.model)
         if parent is not None:
-            self.model.load_state_dict(torch.load(parent, weights_only=True)["model"])
-        self.params = list(self.model.parameters())
-        named = list(self.model.named_parameters())
-        self.muon = Muon([p for n, p in named if is_muon(n, p)], config.muon_momentum)
-        rest = [p for n, p in named if not is_muon(n, p)]
-        self.adam = torch.optim.AdamW(
-            rest, lr=config.adam_lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True
-        )
+            self.model.load_state_dict(parent)
+        if job.role == "lora":
+            self.model.requires_grad_(False)
+            for name, param in list(self.model.named_parameters()):
+                if is_muon(name, param):
+                    module = self.model.get_submodule(name.removesuffix(".weight"))
+                    adapter = LowRank(param, config.lora_rank)
+                    parametrize.register_parametrization(module, "weight", adapter)
+        self.trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.params = list(self.trained.values())
         self.ema = [p.detach().clone() for p in self.params]
-        self.step = 0
-        self.loss = torch.compile(flow_loss) if config.compile else flow_loss
+        matrices = [n for n, p in self.trained.items() if job.role != "lora" and is_muon(n, p)]
+        self.muon = Muon([self.trained[n] for n in matrices], config.muon_momentum)
+        rest = [p for n, p in self.trained.items() if n not in matrices]
+        self.adam_lr = config.lora_lr if job.role == "lora" else config.adam_lr
+        self.adam = torch.optim.AdamW(rest, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+        # Compiling takes longer than a LoRA's few steps gain.
+        compiled = config.compile and job.role != "lora"
+        self.loss = torch.compile(flow_loss) if compiled else flow_loss
 
     def update(self) -> float:
         """One optimiser step; returns the loss."""
-        config = self.config
-        batch = sample_batch(config, self.job.concept, job_seed(config, self.job), self.step)
+        config, job = self.config, self.job
+        batch = sample_batch(config, job.concept, job_seed(config, job), self.step)
         loss = self.loss(self.model, *batch)
         loss.backward()
         value = loss.item()
         if not np.isfinite(value):
-            raise FloatingPointError(f"{self.job.name}: loss is {value} at step {self.step}")
+            raise FloatingPointError(f"{job.name}: loss is {value} at step {self.step}")
         nn.utils.clip_grad_norm_(self.params, config.clip_norm)
-        factor = learning_rate_factor(config, self.job, self.step)
+        factor = learning_rate_factor(config, job, self.step)
         self.muon.step(config.muon_lr * factor)
-        self.adam.param_groups[0]["lr"] = config.adam_lr * factor
+        self.adam.param_groups[0]["lr"] = self.adam_lr * factor
         self.adam.step()
         self.model.zero_grad(set_to_none=True)
         torch._foreach_lerp_(self.ema, self.params, 1 - config.ema_decay)
         self.step += 1
         return value
 
-    def averaged(self) -> ShapesModel:
-        """A model with the averaged weights."""
-        model = ShapesModel(self.config.model)
-        with torch.no_grad():
-            torch._foreach_copy_(list(model.parameters()), self.ema)
-        return model.eval().requires_grad_(False)
+    def averaged(self) -> dict[str, Tensor]:
+        """The averaged trained weights by parameter name."""
+        return {name: value.clone() for name, value in zip(self.trained, self.ema, strict=True)}
 
     def state_dict(self) -> dict:
+        """Everything that a resumed job needs."""
         return {
             "step": self.step,
             "model": self.model.state_dict(),
@@ -321,9 +348,11 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict) -> None:
+        """Continue from what `state_dict` returned."""
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
-        self.muon.buffers = state["muon"]
+        for mine, theirs in zip(self.muon.buffers, state["muon"], strict=True):
+            mine.copy_(theirs)
         self.adam.load_state_dict(state["adam"])
         self.ema = state["ema"]
 
@@ -334,15 +363,25 @@ def job_seed(config: WorldConfig, job: Job) -> int:
     return int.from_bytes(digest[:4], "big")
 
 
-def train_job(config: WorldConfig, job: Job, *, work: Path, parent: Path | None, snapshots=()):
-    """Train one job to its last step, resuming where the work folder stands.
+def train_job(
+    config: WorldConfig,
+    job: Job,
+    *,
+    work: Path,
+    parent: dict[str, Tensor] | None = None,
+    snapshot_step: int | None = None,
+) -> Trainer:
+    """Train one job to its last step, from where its work folder stands.
 
     Args:
         config: World.
         job: What to train.
         work: Folder of this job: `state.pt`, `metrics.jsonl`, `snapshot-<step>.pt`.
-        parent: `state.pt` of the job to start from, or None.
-        snapshots: Steps at which averaged weights are kept.
+        parent: Weights to start from; None starts from random ones.
+        snapshot_step: Step whose averaged weights are kept.
+
+    Raises:
+        FloatingPointError: The loss is not finite.
     """
     work.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(config, job, parent)
@@ -352,8 +391,8 @@ def train_job(config: WorldConfig, job: Job, *, work: Path, parent: Path | None,
     losses, started = [], time.process_time()
     while trainer.step < job.steps:
         losses.append(trainer.update())
-        if trainer.step in snapshots:
-            _save_atomically(trainer.averaged().state_dict(), work / f"snapshot-{trainer.step}.pt")
+        if trainer.step == snapshot_step:
+            _save_atomically(trainer.averaged(), work / f"snapshot-{trainer.step}.pt")
         if trainer.step % config.checkpoint_every == 0 or trainer.step == job.steps:
             _save_atomically(trainer.state_dict(), state_path)
             row = {"step": trainer.step, "train/loss": float(np.mean(losses))}
@@ -361,10 +400,121 @@ def train_job(config: WorldConfig, job: Job, *, work: Path, parent: Path | None,
             with (work / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
             losses = []
-    return trainer.averaged()
+    return trainer
+
+
+def lora_tensors(averaged: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A LoRA's file content from the names that parametrized modules give their parameters."""
+    tensors = {}
+    for name, value in averaged.items():
+        path, _, matrix = name.replace(".parametrizations.weight.0", "").rpartition(".")
+        tensors[f"{path}.{matrix}.weight"] = value.half().contiguous()
+        if matrix == "lora_A":
+            tensors[f"{path}.alpha"] = torch.tensor(float(len(value)))
+    return tensors
+
+
+def build_world(
+    config: WorldConfig, *, out: Path, work: Path, only: Sequence[str] = ()
+) -> list[dict[str, str]]:
+    """Train what is missing and write `checkpoints/`, `loras/` and `files.json`.
+
+    Args:
+        config: World.
+        out: Folder of the shipped models.
+        work: Folder of training states; the same folder resumes.
+        only: Names of jobs to train, for processes side by side; empty means all. The trunk is
+            trained first anyway.
+
+    Returns:
+        The content of `files.json`: folder, name, sha256, family, role, licence, card of each file
+        present.
+
+    Raises:
+        ValueError: `only` names no job.
+    """
+    trunk, *others = config.jobs
+    known = [job.name for job in config.jobs]
+    for name in only:
+        if name not in known:
+            raise ValueError(f"only: got {name!r}, expected one of {', '.join(known)}")
+    end = train_job(config, trunk, work=work / trunk.name, snapshot_step=config.base_steps)
+    parent = end.model.state_dict()
+    path = work / trunk.name / f"snapshot-{config.base_steps}.pt"
+    base = torch.load(path, weights_only=True)
+    model = ShapesModel(config.model)
+    model.load_state_dict(base)
+    save(out / "checkpoints" / f"{config.base_name}.safetensors", model)
+    for job in others:
+        if only and job.name not in only:
+            continue
+        start = base if job.role == "lora" else parent
+        averaged = train_job(config, job, work=work / job.name, parent=start).averaged()
+        path = out / _folder(job) / f"{job.name}.safetensors"
+        if job.role == "lora":
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(lora_tensors(averaged), str(path), metadata={"format": "pt"})
+        else:
+            model.load_state_dict(averaged)
+            save(path, model)
+    return write_file_list(config, out)
+
+
+def _folder(job: Job) -> str:
+    return "loras" if job.role == "lora" else "checkpoints"
+
+
+def write_file_list(config: WorldConfig, out: Path) -> list[dict[str, str]]:
+    """Write `files.json`: one record per model file that is there, in the order of the jobs."""
+    cards = [("checkpoints", config.base_name, config.base_card)]
+    cards += [(_folder(job), job.name, job.card) for job in config.jobs[1:]]
+    records = []
+    for folder, name, card in cards:
+        path = out / folder / f"{name}.safetensors"
+        if not path.exists():
+            continue
+        path.chmod(0o644)
+        records.append(
+            {
+                "folder": folder,
+                "name": path.name,
+                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+                "family": FAMILY,
+                "role": folder.removesuffix("s"),
+                "licence": LICENCE,
+                "card": card,
+            }
+        )
+    (out / "files.json").write_text(json.dumps(records, indent=1) + "\n")
+    return records
+
+
+def train_world(config: WorldConfig, run: Run) -> dict[str, float]:
+    """Train the shipped models as a stage: they lie in its artifact, `data/` stays as it is."""
+    records = build_world(config, out=run.out, work=run.work)
+    return {"world/num_files": float(len(records))}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line of `build_world`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m flowloom.shapes.train_world", description=__doc__.split("\n\n")[0]
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the shipped models")
+    parser.add_argument("--work", type=Path, required=True, help="folder of training states")
+    parser.add_argument("--only", nargs="+", default=(), help="names of jobs; all without it")
+    options = parser.parse_args(arguments)
+    # One thread is fastest at this size; run two processes with --only instead.
+    torch.set_num_threads(1)
+    for record in build_world(WorldConfig(), **vars(options)):
+        print(f"{record['folder']}/{record['name']}  {record['sha256'][:12]}  {record['card']}")
 
 
 def _save_atomically(state: dict, path: Path) -> None:
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
     partial.replace(path)
+
+
+if __name__ == "__main__":
+    main()
