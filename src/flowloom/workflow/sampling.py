@@ -132,7 +132,8 @@ def draw(
     for step in range(grammar.budget):
         weights = weigher(state)
         # The least of exponential variables divided by their weights is drawn in proportion to them.
-        race = rng.standard_exponential(weights.shape, np.float32)
+        # In single precision such a variable can be 0, which must not meet a weight of 0.
+        race = np.maximum(rng.standard_exponential(weights.shape, np.float32), 1e-30)
         tokens = np.divide(weights, race, out=race).argmax(1)
         state.advance(tokens)
         written[alive, step] = tokens
