@@ -1,0 +1,1 @@
+"""Prompts, prompt-workflow pairs and prompt-workflow-score triplets."""

@@ -1,0 +1,1 @@
+"""Workflow to image: the in-process engine of the embedded world."""
