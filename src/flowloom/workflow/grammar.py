@@ -110,6 +110,28 @@ class Grammar:
         except GrammarError:
             return False
 
+    def accept_all(self, sequences: Sequence[Sequence[int]]) -> np.ndarray:
+        """`accepts` [N] of many sequences at once (without <bos>)."""
+        accepted = np.zeros(len(sequences), bool)
+        alive = np.array([k for k, s in enumerate(sequences) if 0 < len(s) <= self.budget], int)
+        tokens = np.full((len(sequences), self.budget), voc.PAD, np.int64)
+        for k in alive:
+            tokens[k, : len(sequences[k])] = sequences[k]
+        lengths = np.array([len(s) for s in sequences])
+        state = self.start(len(alive))
+        for step in range(self.budget if len(alive) else 0):
+            now = tokens[alive, step]
+            known = (now >= 0) & (now < self.vocabulary.size)
+            legal = known & state.mask()[np.arange(len(alive)), np.where(known, now, 0)]
+            if not legal.all():
+                alive, now, state = alive[legal], now[legal], state.select(legal)
+            state.advance(now)
+            accepted[alive] = state.done & (lengths[alive] == step + 1)
+            alive, state = alive[~state.done], state.select(~state.done)
+            if not len(alive):
+                break
+        return accepted
+
     # -- tables ----------------------------------------------------------------------------------
 
     def _index_families(self) -> None:
