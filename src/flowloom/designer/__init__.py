@@ -1,0 +1,1 @@
+"""Prompt to workflow: policy, rollout under the grammar, SFT, GRPO, guidance, design."""

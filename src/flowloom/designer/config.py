@@ -1,0 +1,123 @@
+"""Configurations of the designer's stages: `train_sft` and `train_grpo`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from flowloom.config import check
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    """Size of the embedded policy: a Llama-layout decoder trained from scratch."""
+
+    width: int = 64
+    """Residual width."""
+    num_layers: int = 3
+    """Decoder blocks."""
+    num_heads: int = 4
+    """Attention heads; `width / num_heads` must be even (rotary positions turn pairs)."""
+    mlp_width: int = 160
+    """Inner width of SwiGLU."""
+    num_prompt_tokens: int = 16
+    """Prompt positions; a longer prompt is cut, a shorter one padded and the padding hidden."""
+    num_workflow_tokens: int = 64
+    """Workflow positions, and the grammar's token budget: no design is longer."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        for field in dataclasses.fields(self):
+            check(getattr(self, field.name) >= 1, field.name, getattr(self, field.name), ">= 1")
+        even = self.width % (2 * self.num_heads) == 0
+        check(even, "width", self.width, f"a multiple of 2 * num_heads = {2 * self.num_heads}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SFTConfig:
+    """`train_sft`: maximum likelihood under the grammar mask, first on pairs, then on good cells."""
+
+    seed: int = 0
+    """Seed of weights, batches and samples."""
+    policy: PolicyConfig = PolicyConfig()
+    """Size of the model."""
+    prior_steps: int = 130
+    """Phase 1: steps on the prompt-workflow pairs."""
+    best_steps: int = 70
+    """Phase 2: steps on the best cells of each train prompt of the triplets."""
+    best_per_prompt: int = 2
+    """Cells kept per prompt, by shrunk mean score."""
+    batch_size: int = 128
+    """Sequences per step."""
+    lr: float = 3e-3
+    """Peak learning rate of AdamW; falls linearly to a tenth within each phase."""
+    warmup_steps: int = 10
+    """Steps of linear warm-up at the start of phase 1."""
+    grad_clip: float = 1.0
+    """Largest gradient norm."""
+    num_samples: int = 200
+    """Designs sampled at the end to log validity, distinct share and length."""
+    checkpoint_every: int = 20
+    """Steps between checkpoints of an unfinished run."""
+    num_threads: int = 1
+    """Torch threads; part of the configuration since it may change the last bits."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        positive = ("batch_size", "best_per_prompt", "num_samples", "checkpoint_every")
+        for name in (*positive, "num_threads"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), ">= 1")
+        for name in ("prior_steps", "best_steps", "warmup_steps"):
+            check(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
+        check(self.prior_steps + self.best_steps > 0, "prior_steps", self.prior_steps, "a step")
+        check(self.lr > 0, "lr", self.lr, "> 0")
+        check(self.grad_clip > 0, "grad_clip", self.grad_clip, "> 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GRPOConfig:
+    """`train_grpo`: policy optimisation on the frozen reward ensemble; nothing is rendered."""
+
+    seed: int = 0
+    """Seed of prompts and designs; step s draws from (seed, s) alone."""
+    num_steps: int = 48
+    """Rollouts; each is followed by `num_minibatches` updates."""
+    prompts_per_step: int = 32
+    """Groups per rollout."""
+    designs_per_prompt: int = 8
+    """Designs per group: the advantage compares a design with its group's mean."""
+    num_minibatches: int = 8
+    """Updates per rollout; whole groups go to one minibatch."""
+    lr: float = 3e-3
+    """Learning rate of AdamW over all weights but the embeddings."""
+    warmup_steps: int = 2
+    """Rollouts over which the learning rate rises linearly."""
+    clip: float = 0.2
+    """Clip range of the importance ratio per token."""
+    kl_coef: float = 0.005
+    """Weight of the k3 estimate of KL(policy || SFT reference) per token."""
+    entropy_coef: float = 0.02
+    """Weight of the entropy bonus per token; keeps designs distinct."""
+    divide_by_std: bool = False
+    """Divide advantages by the group's standard deviation; sharpens to nearly one workflow."""
+    grad_clip: float = 1.0
+    """Largest gradient norm."""
+    max_step_kl: float = 1.0
+    """Trust region: the run stops if one rollout's updates move the policy further, nats per token."""
+    checkpoint_every: int = 5
+    """Steps between checkpoints of an unfinished run."""
+    num_threads: int = 1
+    """Torch threads; part of the configuration since it may change the last bits."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        positive = ("num_steps", "prompts_per_step", "num_minibatches", "checkpoint_every")
+        for name in (*positive, "num_threads"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), ">= 1")
+        check(self.designs_per_prompt >= 2, "designs_per_prompt", self.designs_per_prompt, ">= 2")
+        whole = self.prompts_per_step % self.num_minibatches == 0
+        expected = f"a divisor of prompts_per_step = {self.prompts_per_step}"
+        check(whole, "num_minibatches", self.num_minibatches, expected)
+        for name in ("lr", "clip", "grad_clip", "max_step_kl"):
+            check(getattr(self, name) > 0, name, getattr(self, name), "> 0")
+        for name in ("kl_coef", "entropy_coef", "warmup_steps"):
+            check(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")

@@ -1,0 +1,290 @@
+"""The embedded policy: a small Llama-layout decoder over prompt words and workflow tokens.
+
+Layout of Llama (arXiv 2302.13971): RMSNorm before each sublayer, rotary positions, SwiGLU, no biases.
+A sequence is the prompt, a start token at a fixed position, then the workflow; what lies between prompt
+and start is padding, which the workflow does not see. Logits are over workflow tokens only.
+
+    embedding rows: 0 .. num_words - 1 prompt words | num_words + v workflow token v | start
+
+Shapes: P prompts, G designs per prompt, B = P * G rows (rows of a prompt are neighbours), L prompt
+positions, T workflow positions, S = L + T keys, D width, H heads, K head width, V workflow tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flowloom.config import override
+from flowloom.dataset.tokenizer import WordTokenizer
+from flowloom.designer.config import PolicyConfig
+from flowloom.runs import write_json
+
+MODEL_FILE, MODEL_RECORD = "model.safetensors", "model.json"
+ADAPTER_FILE, ADAPTER_RECORD = "adapter.safetensors", "adapter.json"
+TOKENIZER_FILE, VOCABULARY_FILE = "tokenizer.json", "vocabulary.json"
+
+
+class Cache:
+    """Keys and values of the positions seen so far, per layer."""
+
+    def __init__(self, keys: list[Tensor], values: list[Tensor], hidden_BL: Tensor):
+        """Hold the prefilled prompt.
+
+        Args:
+            keys: Per layer, B H L K.
+            values: Per layer, B H L K.
+            hidden_BL: True where a prompt position is padding.
+        """
+        self._keys, self._values = keys, values
+        self._hidden_BL = hidden_BL
+        self._bias = None
+        self._reserved = False
+        self.length = hidden_BL.shape[1]
+        self.num_written = 0
+
+    def repeat(self, num: int) -> Cache:
+        """Give each row `num` neighbouring copies."""
+        return Cache(
+            [k.repeat_interleave(num, 0) for k in self._keys],
+            [v.repeat_interleave(num, 0) for v in self._values],
+            self._hidden_BL.repeat_interleave(num, 0),
+        )
+
+    def reserve(self, capacity: int) -> Cache:
+        """Make room for `capacity` more positions: they are then written in place."""
+        for tensors in (self._keys, self._values):
+            tensors[:] = [F.pad(tensor, (0, 0, 0, capacity)) for tensor in tensors]
+        self._bias = _bias(F.pad(self._hidden_BL, (0, capacity)))[:, None, None]
+        self._reserved = True
+        return self
+
+    def select(self, rows: Tensor) -> None:
+        """Keep `rows`, in their order."""
+        self._keys = [k.index_select(0, rows) for k in self._keys]
+        self._values = [v.index_select(0, rows) for v in self._values]
+        self._hidden_BL = self._hidden_BL[rows]
+        if self._bias is not None:
+            self._bias = self._bias[rows]
+
+    def append(self, layer: int, key_BHTK: Tensor, value_BHTK: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values of a layer, the new positions included."""
+        if not self._reserved:
+            key = torch.cat([self._keys[layer], key_BHTK], 2)
+            return key, torch.cat([self._values[layer], value_BHTK], 2)
+        end = self.length + key_BHTK.shape[2]
+        self._keys[layer][:, :, self.length : end] = key_BHTK
+        self._values[layer][:, :, self.length : end] = value_BHTK
+        return self._keys[layer][:, :, :end], self._values[layer][:, :, :end]
+
+    def bias(self, num_new: int) -> Tensor:
+        """Additive mask of `num_new` new positions: padding hidden, no position sees a later one."""
+        if self._bias is not None and num_new == 1:
+            return self._bias[..., : self.length + 1]
+        past_B1TL = _bias(self._hidden_BL)[:, None, None].expand(-1, 1, num_new, -1)
+        between = past_B1TL.new_zeros(len(past_B1TL), 1, num_new, self.length - past_B1TL.shape[-1])
+        causal_TT = _bias(torch.ones(num_new, num_new, dtype=torch.bool).triu(1))
+        causal_B1TT = causal_TT.expand(len(past_B1TL), 1, num_new, num_new)
+        return torch.cat([past_B1TL, between, causal_B1TT], -1)
+
+
+class Block(nn.Module):
+    """One decoder block: attention and SwiGLU, each after RMSNorm, each added to the residual."""
+
+    def __init__(self, config: PolicyConfig):
+        """Build the block; `Policy` initialises its weights."""
+        super().__init__()
+        width = config.width
+        self.num_heads = config.num_heads
+        self.attention_norm = nn.Parameter(torch.ones(width))
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.attention_out = nn.Linear(width, width, bias=False)
+        self.mlp_norm = nn.Parameter(torch.ones(width))
+        self.gate_up = nn.Linear(width, 2 * config.mlp_width, bias=False)
+        self.down = nn.Linear(config.mlp_width, width, bias=False)
+
+    def forward(self, x_BTD: Tensor, cos_TK: Tensor, sin_TK: Tensor, attend) -> Tensor:
+        """Apply the block; `attend(query, key, value)` owns cache and mask."""
+        B, T, D = x_BTD.shape
+        qkv = self.qkv(F.rms_norm(x_BTD, (D,), self.attention_norm, 1e-6))
+        query, key, value = qkv.view(B, T, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        query, key = _rotate(query, cos_TK, sin_TK), _rotate(key, cos_TK, sin_TK)
+        mixed_BTD = attend(query, key, value).transpose(1, 2).reshape(B, T, D)
+        x_BTD = x_BTD + self.attention_out(mixed_BTD)
+        gate, up = self.gate_up(F.rms_norm(x_BTD, (D,), self.mlp_norm, 1e-6)).chunk(2, -1)
+        return x_BTD + self.down(F.silu(gate) * up)
+
+
+class Policy(nn.Module):
+    """pi(workflow token | prompt, tokens so far), before the grammar mask."""
+
+    def __init__(
+        self, config: PolicyConfig, tokenizer: WordTokenizer, num_tokens: int, seed: int = 0
+    ):
+        """Build a policy with fresh weights.
+
+        Args:
+            config: Its size.
+            tokenizer: Prompt words to ids, padding 0.
+            num_tokens: Size V of the workflow vocabulary, reserved rows included.
+            seed: Seed of the weights.
+        """
+        super().__init__()
+        self.config, self.tokenizer, self.num_tokens = config, tokenizer, num_tokens
+        self.num_words = len(tokenizer)
+        self.embedding = nn.Embedding(self.num_words + num_tokens + 1, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = nn.Parameter(torch.ones(config.width))
+        self.head = nn.Linear(config.width, num_tokens, bias=False)
+        cos, sin = _rotary_table(
+            config.num_prompt_tokens + config.num_workflow_tokens,
+            config.width // config.num_heads,
+        )
+        self.register_buffer("_cos", cos, persistent=False)
+        self.register_buffer("_sin", sin, persistent=False)
+        generator = torch.Generator().manual_seed(seed)
+        for name, weight in self.named_parameters():
+            if weight.ndim == 2:
+                std = weight.shape[1] ** -0.5
+                if name.endswith(("attention_out.weight", "down.weight")):
+                    std /= math.sqrt(2 * config.num_layers)
+                std = {"embedding.weight": 0.5, "head.weight": 0.02}.get(name, std)
+                nn.init.normal_(weight, std=std, generator=generator)
+
+    def tuned_parameters(self) -> dict[str, nn.Parameter]:
+        """What GRPO trains and an adapter holds: all weights but the embeddings."""
+        return {n: w for n, w in self.named_parameters() if not n.startswith("embedding.")}
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """Ids of prompts, padded with 0 at the right to the longest of them. Shape P L."""
+        ids_PL = torch.tensor(self.tokenizer.encode_batch(prompts, self.config.num_prompt_tokens))
+        longest = int((ids_PL != 0).sum(1).max())
+        return ids_PL[:, : max(longest, 1)]
+
+    def prefill(self, prompts_PL: Tensor) -> Cache:
+        """Run the prompts once; `extend` continues from the cache."""
+        L = prompts_PL.shape[1]
+        keys, values = [], []
+
+        def attend(query, key, value):
+            keys.append(key)
+            values.append(value)
+            return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+
+        x_PLD = self.embedding(prompts_PL)
+        for block in self.blocks:
+            x_PLD = block(x_PLD, self._cos[:L], self._sin[:L], attend)
+        return Cache(keys, values, prompts_PL == 0)
+
+    def start(self, num_rows: int) -> Tensor:
+        """Inputs that ask for the first workflow token. Shape B 1."""
+        return torch.full((num_rows, 1), self.num_tokens)
+
+    def extend(self, inputs_BT: Tensor, cache: Cache, wanted_BT: Tensor | None = None) -> Tensor:
+        """Read T more inputs per row; logits of the token after some of them.
+
+        Args:
+            inputs_BT: Workflow token ids, or `start`.
+            cache: Of B rows; one with room reserved remembers the new positions.
+            wanted_BT: Positions whose logits are wanted; by default the last of each row.
+
+        Returns:
+            Unmasked logits of the N wanted positions in row-major order, shape N V.
+        """
+        T = inputs_BT.shape[1]
+        first = self.config.num_prompt_tokens + cache.num_written
+        span = slice(first, first + T)
+        bias = cache.bias(T)
+        x_BTD = self.embedding(inputs_BT + self.num_words)
+        for layer, block in enumerate(self.blocks):
+
+            def attend(query, key, value, layer=layer):
+                key, value = cache.append(layer, key, value)
+                return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+
+            x_BTD = block(x_BTD, self._cos[span], self._sin[span], attend)
+        cache.length += T
+        cache.num_written += T
+        x_ND = x_BTD[:, -1] if wanted_BT is None else x_BTD[wanted_BT]
+        return self.head(F.rms_norm(x_ND, (self.config.width,), self.norm, 1e-6))
+
+    def forward(self, prompts_PL: Tensor, tokens_BT: Tensor, wanted_BT: Tensor) -> Tensor:
+        """Teacher-forced logits of the wanted tokens, each prompt read once for its B / P rows.
+
+        Returns:
+            Logits, shape N V: those of token t come from the prompt and tokens 0 .. t - 1.
+        """
+        cache = self.prefill(prompts_PL).repeat(len(tokens_BT) // len(prompts_PL))
+        inputs_BT = torch.cat([self.start(len(tokens_BT)), tokens_BT[:, :-1]], 1)
+        return self.extend(inputs_BT, cache, wanted_BT)
+
+    def save(self, folder: Path) -> None:
+        """Write weights, size and tokenizer: a designer folder but for its vocabulary."""
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        safetensors.torch.save_file(weights, folder / MODEL_FILE)
+        record = {"policy": dataclasses.asdict(self.config), "num_tokens": self.num_tokens}
+        write_json(folder / MODEL_RECORD, record)
+        self.tokenizer.save(folder / TOKENIZER_FILE)
+
+    def save_adapter(self, folder: Path, designer_dir: Path) -> None:
+        """Write the tuned weights, bound to the designer that they were tuned from."""
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {n: w.detach().contiguous() for n, w in self.tuned_parameters().items()}
+        safetensors.torch.save_file(weights, folder / ADAPTER_FILE)
+        write_json(folder / ADAPTER_RECORD, {"model_sha256": _sha256(designer_dir / MODEL_FILE)})
+
+    @classmethod
+    def load(cls, designer_dir: Path, adapter_dir: Path | None = None) -> Policy:
+        """Load a designer folder, with the tuned weights of an adapter folder if one is given.
+
+        Raises:
+            ValueError: If the adapter was tuned from another designer.
+        """
+        record = json.loads((designer_dir / MODEL_RECORD).read_text())
+        tokenizer = WordTokenizer.load(designer_dir / TOKENIZER_FILE)
+        policy = cls(override(PolicyConfig(), record["policy"]), tokenizer, record["num_tokens"])
+        policy.load_state_dict(safetensors.torch.load_file(designer_dir / MODEL_FILE))
+        if adapter_dir is not None:
+            wanted = json.loads((adapter_dir / ADAPTER_RECORD).read_text())["model_sha256"]
+            found = _sha256(designer_dir / MODEL_FILE)
+            if wanted != found:
+                raise ValueError(
+                    f"{adapter_dir}: got the adapter of designer {wanted[:12]}, "
+                    f"expected one of {found[:12]}"
+                )
+            weights = safetensors.torch.load_file(adapter_dir / ADAPTER_FILE)
+            policy.load_state_dict(weights, strict=False)
+        return policy
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _bias(hidden: Tensor) -> Tensor:
+    """0 where a key is seen, -inf where it is hidden."""
+    return torch.zeros(hidden.shape).masked_fill(hidden, -torch.inf)
+
+
+def _rotary_table(length: int, width: int) -> tuple[Tensor, Tensor]:
+    """cos and sin of position * 10000^(-2i/K), each for both halves. Shapes S K."""
+    frequency = 10000.0 ** (-np.arange(0, width, 2) / width)
+    angle = torch.from_numpy(np.outer(np.arange(length), np.tile(frequency, 2))).float()
+    return angle.cos(), angle.sin()
+
+
+def _rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
+    """Rotary positions, halves convention (arXiv 2104.09864): x cos + (-x2, x1) sin."""
+    first, second = x_BHTK.chunk(2, -1)
+    return x_BHTK * cos_TK + torch.cat([-second, first], -1) * sin_TK
