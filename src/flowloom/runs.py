@@ -131,7 +131,8 @@ class Run:
         return (self.dir / "result.json").is_file()
 
     def begin(self) -> None:
-        """Empty the artifact folder; `work` stays, it is what an interrupted run resumes from."""
+        """Start the clock and empty the artifact folder; `work` stays, to resume from."""
+        self._started_s = time.perf_counter()
         for folder in (self.out, self._final_out):
             shutil.rmtree(folder, ignore_errors=True)
         self.out.mkdir()

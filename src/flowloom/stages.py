@@ -97,11 +97,11 @@ def run(name: str, config: Any, inputs: Mapping[str, Input] | None = None) -> St
             tracking.reused(stage_run)
             return stage_run.result()
         module, _, function = stage.function.partition(":")
-        stage_run.begin()
         with tracking.recorded(stage_run):
-            metrics = getattr(importlib.import_module(module), function)(
-                config, stage_run, **paths
-            )
+            call = getattr(importlib.import_module(module), function)
+            # After the imports: they count as start-up, not as the stage's seconds.
+            stage_run.begin()
+            metrics = call(config, stage_run, **paths)
             result = stage_run.finish(metrics)
             versioning.publish(result.out_dir)
         return result

@@ -33,9 +33,18 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "flowloom"
+TURN = "turn"
+"""What stands for the stage in the entry of a turn."""
 LOG_TAIL_LINES = 30
 MAX_BATCH = 100
 """Parameters or tags in one call: MLflow's own bound."""
+_CHANGING_TURN_FIELDS = ("status", "stages", "seconds")
+_MLFLOW_STATUS = {
+    "finished": "FINISHED",
+    "reused": "FINISHED",
+    "failed": "FAILED",
+    "killed": "KILLED",
+}
 MAX_TEXT = 5000
 """Characters of a tag or parameter: MLflow's bounds are 8000 and 6000."""
 
@@ -120,6 +129,28 @@ def reused(run: Run) -> None:
         _drain_unless_followed()
 
 
+def leave_turn(folder: Path, status: str) -> None:
+    """Have a turn (its folder) recorded as `running`, `finished` or `failed`."""
+    now_ms = _now_ms()
+    ended_ms = None if status == "running" else now_ms
+    _leave(Entry(str(folder), TURN, status, folder.name, now_ms, ended_ms, _git_commit()))
+
+
+def record_now(run: Run) -> tuple[MlflowClient, str]:
+    """Record a run at once, for a stage that goes on to use its MLflow run.
+
+    Returns:
+        The client and the MLflow run id.
+    """
+    now_ms = _now_ms()
+    turn, join = os.environ.get("FLOWLOOM_TURN"), os.environ.get("MLFLOW_RUN_ID")
+    status = "finished" if run.done else "running"
+    entry = Entry(str(run.dir), run.stage, status, turn, now_ms, now_ms, _git_commit(), join=join)
+    recorder = Recorder()
+    with _draining():
+        return recorder.client, recorder.record(entry)
+
+
 def drain(client: MlflowClient | None = None) -> int:
     """Record every entry that waits.
 
@@ -128,9 +159,7 @@ def drain(client: MlflowClient | None = None) -> int:
     """
     recorder = Recorder(client)
     left = 0
-    spool_dir().mkdir(parents=True, exist_ok=True)
-    with (spool_dir() / "drain.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _draining():
         for path in sorted(spool_dir().glob("*.json")):
             try:
                 left += not recorder.take(path)
@@ -207,6 +236,8 @@ class Recorder:
             Its MLflow run id.
         """
         folder = Path(entry.dir)
+        if entry.stage == TURN:
+            return self._record_turn(entry, folder)
         identity = json.loads((folder / "config.json").read_text())
         run_id = entry.join or self._child(entry, folder.name)
         tags = self._tags(entry, folder, identity)
@@ -219,17 +250,10 @@ class Recorder:
         if (folder / "result.json").is_file():
             tags["flowloom.final"] = "true"
         self._log_tags(run_id, {k: v for k, v in tags.items() if known.tags.get(k) != v})
-        status = {"finished": "FINISHED", "reused": "FINISHED", "running": "RUNNING"}
         if entry.status != "running":
             self._log_files(run_id, folder)
         if not entry.join:  # the engine that made the run also closes it
-            if entry.status == "running":
-                self.client.update_run(run_id, status="RUNNING")
-            else:
-                ended = {"failed": "FAILED", "killed": "KILLED"}
-                self.client.set_terminated(
-                    run_id, {**status, **ended}[entry.status], end_time=entry.ended_ms
-                )
+            self._set_status(run_id, entry)
         return run_id
 
     def turn_run(self, turn: str) -> str:
@@ -244,6 +268,27 @@ class Recorder:
         return self.client.create_run(
             experiment_id, tags=tags, run_name=f"turn {turn}"
         ).info.run_id
+
+    def _record_turn(self, entry: Entry, folder: Path) -> str:
+        run_id = self.turn_run(str(entry.turn))
+        record = json.loads((folder / "turn.json").read_text())
+        frozen = {name: record[name] for name in record if name not in _CHANGING_TURN_FIELDS}
+        known = self.client.get_run(run_id).data
+        self._log_params(run_id, {k: v for k, v in frozen.items() if k not in known.params})
+        tags = {"flowloom.status": entry.status}
+        if entry.commit:
+            tags["mlflow.source.git.commit"] = entry.commit
+        self._log_tags(run_id, tags)
+        self.client.log_artifact(run_id, str(folder / "turn.json"))
+        self._set_status(run_id, entry)
+        return run_id
+
+    def _set_status(self, run_id: str, entry: Entry) -> None:
+        if entry.status == "running":
+            self.client.update_run(run_id, status="RUNNING")
+        else:
+            status = _MLFLOW_STATUS[entry.status]
+            self.client.set_terminated(run_id, status, end_time=entry.ended_ms)
 
     def _child(self, entry: Entry, key: str) -> str:
         experiment_id = experiment(self.client)
@@ -378,6 +423,15 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 def _leave(entry: Entry) -> None:
     entry.path.parent.mkdir(parents=True, exist_ok=True)
     write_json(entry.path, dataclasses.asdict(entry))
+
+
+@contextmanager
+def _draining() -> Iterator[None]:
+    """One process at a time looks for an MLflow run and makes it if there is none."""
+    spool_dir().mkdir(parents=True, exist_ok=True)
+    with (spool_dir() / "drain.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _drain_unless_followed() -> None:

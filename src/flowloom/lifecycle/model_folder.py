@@ -1,0 +1,131 @@
+"""The folder of a registered model: all that is needed to design, and nothing outside it.
+
+    model/  adapter/  reward/     designer, its tuned weights, reward ensemble
+    vocabulary.json  catalogue.json.gz  models/     what designs are made of
+    policies.json                 the policies that are no network: best fixed, retrieval
+    evaluation.json  config.json  card.md     how good it is, what it was made from, for a reader
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flowloom import __version__
+from flowloom.lifecycle.config import RegisterConfig
+from flowloom.runs import data_md5, input_digest, write_json
+
+LAYOUT = 1
+"""Version of the layout, in `config.json`."""
+PARTS = ("catalogue", "triplets", "designer", "adapter", "reward", "evaluation")
+"""Stage artifacts that the folder is built from."""
+
+
+def build_model_folder(out: Path, config: RegisterConfig, parts: Mapping[str, Path]) -> None:
+    """Write the registered model's folder to `out`.
+
+    Args:
+        out: An empty folder.
+        config: Of the `register` stage.
+        parts: The artifact folder of each of `PARTS`.
+
+    Raises:
+        ValueError: If a part or a file of it is missing.
+    """
+    from flowloom.workflow.catalogue import Catalogue
+
+    for name in PARTS:
+        if name not in parts or not parts[name].is_dir():
+            raise ValueError(f"register: got no folder for {name!r}, expected an artifact")
+    for name, part in (("model", "designer"), ("adapter", "adapter"), ("reward", "reward")):
+        shutil.copytree(parts[part], out / name)
+    _copy(parts["designer"] / "vocabulary.json", out)
+    _copy(parts["catalogue"] / "catalogue.json.gz", out)
+    overlay = parts["catalogue"] / "models"
+    if overlay.is_dir():
+        shutil.copytree(overlay, out / "models")
+    (out / "models").mkdir(exist_ok=True)
+    _copy(parts["evaluation"] / "evaluation.json", out)
+
+    evaluation = json.loads((out / "evaluation.json").read_text())
+    policies = {
+        "best_fixed": _read_json(parts["triplets"] / "best_fixed.json"),
+        "retrieval": _retrieval(parts["triplets"], config.num_retrieval_prompts),
+    }
+    write_json(out / "policies.json", policies)
+    made_from = {name: input_digest(parts[name]) for name in PARTS}
+    record: dict[str, Any] = {
+        "layout": LAYOUT,
+        "flowloom": __version__,
+        "catalogue": Catalogue.load(out / "catalogue.json.gz").hash,
+        "data": data_md5(),
+        "made_from": made_from,
+    }
+    if "guidance" in evaluation:
+        record["guidance"] = evaluation["guidance"]
+    write_json(out / "config.json", record)
+    (out / "card.md").write_text(_card(record, evaluation))
+
+
+def _retrieval(triplets: Path, num_prompts: int | None) -> dict[str, list[Any]]:
+    """Train prompts, each with the template that scored best on it (mean over its seeds)."""
+    from flowloom.dataset.triplets import load
+
+    columns = load(triplets, "train")
+    scores: dict[str, dict[str, list[float]]] = {}
+    for prompt, workflow, score in zip(
+        columns["prompt"], columns["workflow"], columns["score"], strict=True
+    ):
+        scores.setdefault(prompt, {}).setdefault(workflow, []).append(float(score))
+    prompts = sorted(scores)[:num_prompts]
+    # Equal means go to the first in text order: the choice depends on nothing else.
+    best = [
+        max(sorted(scores[prompt]), key=lambda text, rows=scores[prompt]: _mean(rows[text]))
+        for prompt in prompts
+    ]
+    return {"prompts": prompts, "workflows": [json.loads(text) for text in best]}
+
+
+def _card(record: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
+    lines = [
+        "# flow-designer",
+        "",
+        "Turns a prompt into the text-to-image workflow that draws it best, from what the catalogue",
+        "`catalogue.json.gz` has. Use: `flowloom design PROMPT --model FOLDER --render`.",
+        "",
+        "## Rendered score on held-out prompts",
+        "",
+        "| policy | mean | standard error |",
+        "|---|---|---|",
+    ]
+    for name, row in sorted(evaluation["policies"].items()):
+        lines.append(f"| {name} | {row['mean']:.4f} | {row['se']:.4f} |")
+    lines += ["", "| candidate against | difference | 95 % interval | prompts |", "|---|---|---|---|"]
+    for name, row in sorted(evaluation["paired"].items()):
+        interval = f"{row['low']:+.4f} to {row['high']:+.4f}"
+        opponent = name.removeprefix("vs_")
+        lines.append(f"| {opponent} | {row['mean']:+.4f} | {interval} | {row['n']} |")
+    lines += ["", "## Made from", ""]
+    lines += [f"- {name}: `{digest}`" for name, digest in sorted(record["made_from"].items())]
+    lines += [f"- catalogue hash: `{record['catalogue']}`", f"- data: `{record['data']}`", ""]
+    return "\n".join(lines)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _read_json(path: Path) -> Any:
+    if not path.is_file():
+        raise ValueError(f"register: got no {path.name} in {str(path.parent)!r}, expected the file")
+    return json.loads(path.read_text())
+
+
+def _copy(source: Path, folder: Path) -> None:
+    if not source.is_file():
+        where = str(source.parent)
+        raise ValueError(f"register: got no {source.name} in {where!r}, expected the file")
+    shutil.copyfile(source, folder / source.name)
