@@ -6,11 +6,11 @@ import dataclasses
 
 from flowloom.config import check
 
-CANDIDATE = "grpo_guided"
-"""The policy that is registered and that the gate judges."""
+CANDIDATE = "grpo"
+"""The policy that is registered and that the gate judges: GRPO with guidance."""
 CHAMPION = "champion"
 """The policy the registry serves now; compared where one is given."""
-POLICIES = ("grpo_guided", "best_fixed", "sft", "grpo", "sft_cold", "retrieval", "random")
+POLICIES = ("grpo", "best_fixed", "sft", "grpo_unguided", "sft_cold", "retrieval", "random")
 """The policies a comparison may hold; see `flowloom.evaluation.evaluate`."""
 
 
@@ -21,7 +21,7 @@ class EvaluateConfig:
     seed: int = 0
     """Seed of designs, render noise and resampling."""
     policies: tuple[str, ...] = POLICIES
-    """Policies to compare; grpo_guided and best_fixed must be among them."""
+    """Policies to compare; grpo and best_fixed must be among them."""
     num_prompts: int = 160
     """Held-out prompts, the same number of each kind as far as there are."""
     num_seeds: int = 2
@@ -30,7 +30,7 @@ class EvaluateConfig:
     """Designs a policy writes per prompt; the best by predicted score is rendered, as `flowloom
     design --n` would list it first."""
     guidance: float = 1.5
-    """Extrapolation weight of grpo_guided; written into the registered model as its default."""
+    """Extrapolation weight of grpo; written into the registered model as its default."""
     cold_temperature: float = 0.5
     """Temperature of sft_cold, the cheap rival of guidance."""
     num_unrendered: int = 5000

@@ -1,0 +1,217 @@
+"""The report of a turn: one HTML file with pictures and charts inside, for a person to read."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flowloom.evaluation.charts import Bar, interval_chart, line_chart
+from flowloom.evaluation.config import CANDIDATE, ReportConfig
+from flowloom.evaluation.describe import stem
+from flowloom.runs import Run
+
+NAMES = {
+    "grpo": "GRPO + guidance",
+    "grpo_unguided": "GRPO, no guidance",
+    "sft": "SFT",
+    "sft_cold": "SFT, low temperature",
+    "best_fixed": "best fixed workflow",
+    "retrieval": "nearest neighbour",
+    "random": "random valid",
+    "champion": "champion so far",
+}
+"""How a person calls the policies."""
+CURVES = {
+    "train_sft": ("train/loss",),
+    "train_reward": ("train/loss",),
+    "train_grpo": ("train/reward", "train/entropy", "train/kl"),
+}
+"""Metrics drawn for the training stages, where their run logged them."""
+
+
+def report(
+    config: ReportConfig,
+    run: Run,
+    *,
+    evaluation: Path,
+    generator: Path,
+    decision: Path | None = None,
+    training: Sequence[Path] = (),
+) -> dict[str, float]:
+    """Write `report.html`.
+
+    Args:
+        config: What to show.
+        run: Its run folder.
+        evaluation: What `evaluate` wrote.
+        generator: What `tune_generator` wrote.
+        decision: `decision.json` of the gate, or the folder that holds it.
+        training: What the training stages wrote; their runs' metrics are drawn where they lie beside.
+    """
+    page = render(
+        config,
+        evaluated=json.loads((evaluation / "evaluation.json").read_text()),
+        examples=_examples(evaluation, config),
+        tuned=_generator(generator),
+        decision=_decision(decision),
+        curves=[curve for folder in training for curve in _training(folder)],
+    )
+    (run.out / "report.html").write_text(page)
+    run.log(f"report of {len(page) / 1e6:.1f} MB")
+    return {"report/bytes": float(len(page))}
+
+
+def render(
+    config: ReportConfig,
+    *,
+    evaluated: Mapping[str, Any],
+    examples: Sequence[Mapping[str, Any]],
+    tuned: Mapping[str, Any] | None = None,
+    decision: Mapping[str, Any] | None = None,
+    curves: Sequence[tuple[str, str]] = (),
+) -> str:
+    """The page as text. Nothing in it refers to a file or an address elsewhere.
+
+    Args:
+        config: What to show.
+        evaluated: `evaluation.json`.
+        examples: Prompts with designs and pictures, the pictures as data addresses.
+        tuned: Before and after of the generator, or None where none was tuned.
+        decision: `decision.json`, or None where the gate has not spoken.
+        curves: Titles and pictures of training curves.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters.update(signed=signed, fixed=fixed, percent=percent, stem=stem)
+    policies = evaluated["policies"]
+    order = sorted(policies, key=lambda name: -policies[name]["mean"])
+    kinds = sorted({kind for policy in policies.values() for kind in policy["by_kind"]})
+    return environment.get_template("report.html.j2").render(
+        config=config,
+        evaluated=evaluated,
+        candidate=CANDIDATE,
+        names=NAMES,
+        order=order,
+        kinds=kinds,
+        policy_chart=_policy_chart(policies, order),
+        paired_chart=_paired_chart(evaluated["paired"]),
+        examples=examples,
+        tuned=tuned,
+        decision=decision,
+        curves=curves,
+    )
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """A difference: `+0.083`."""
+    return f"{value:+.{digits}f}"
+
+
+def fixed(value: float, digits: int = 3) -> str:
+    """A score: `0.412`."""
+    return f"{value:.{digits}f}"
+
+
+def percent(value: float) -> str:
+    """A share: `42 %`."""
+    return f"{100 * value:.0f} %"
+
+
+def picture(path: Path) -> str:
+    """A PNG file as a data address."""
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def _policy_chart(policies: Mapping[str, Any], order: Sequence[str]) -> str:
+    rows = []
+    for name in order:
+        mean, se = policies[name]["mean"], policies[name]["se"]
+        low, high = mean - 1.96 * se, mean + 1.96 * se
+        rows.append(Bar(NAMES.get(name, name), mean, low, high, name == CANDIDATE))
+    return interval_chart(rows, unit="mean score of held-out prompts, 95 % interval of each mean")
+
+
+def _paired_chart(paired: Mapping[str, Any]) -> str:
+    rows = []
+    for key, interval in sorted(paired.items(), key=lambda item: item[1]["mean"]):
+        name = NAMES.get(key.removeprefix("vs_"), key.removeprefix("vs_"))
+        bar = Bar(f"vs {name}", interval["mean"], interval["low"], interval["high"], True)
+        rows.append(bar)
+    return interval_chart(rows, zero=True, unit="paired difference, same prompts and noise")
+
+
+def _examples(evaluation: Path, config: ReportConfig) -> list[dict[str, Any]]:
+    """Prompts with designs; pictures become data addresses."""
+    path = evaluation / "examples.json"
+    if not path.is_file():
+        return []
+    examples = json.loads(path.read_text())["examples"][: config.num_examples]
+    for example in examples:
+        for design in example["designs"].values():
+            design["renders"] = [
+                {**render, "picture": picture(evaluation / render["picture"])}
+                for render in design["renders"][: config.num_render_seeds]
+            ]
+    return examples
+
+
+def _generator(folder: Path) -> dict[str, Any] | None:
+    """Before and after of the tuned generator."""
+    if not (folder / "curve.json").is_file():
+        return None
+    curve = json.loads((folder / "curve.json").read_text())
+    points = [(row["images"], row["train/reward"]) for row in curve["epochs"]]
+    file = json.loads((folder / "file.json").read_text())
+    kinds = sorted(
+        key.removeprefix("serve/")
+        for key in curve["before"]
+        if key.startswith("serve/") and key not in ("serve/score", "serve/out_of_range", "serve/spread")
+    )
+    return {
+        "file": file["name"],
+        "before": curve["before"],
+        "after": curve["after"],
+        "kinds": kinds,
+        "images": curve["epochs"][-1]["images"] if curve["epochs"] else 0,
+        "chart": line_chart({"mean score of the pairs": points}, "pictures rendered", width=420),
+        "grid_before": picture(folder / "grid_before.png"),
+        "grid_after": picture(folder / "grid_after.png"),
+    }
+
+
+def _decision(path: Path | None) -> dict[str, Any] | None:
+    if path is None:
+        return None
+    return json.loads((path / "decision.json" if path.is_dir() else path).read_text())
+
+
+def _training(folder: Path) -> list[tuple[str, str]]:
+    """Curves of one training stage from the metrics of the run that wrote `folder`, if they are there.
+
+    A run that was killed and resumed logged some steps twice, equal both times: the last counts.
+    """
+    run_dir = folder.parent
+    if not (run_dir / "metrics.jsonl").is_file():
+        return []
+    stage = json.loads((run_dir / "config.json").read_text())["stage"]
+    rows: dict[int, dict[str, float]] = {}
+    for line in (run_dir / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        rows[int(row.pop("step"))] = row
+    charts = []
+    for metric in CURVES.get(stage, ()):
+        points = [(step, rows[step][metric]) for step in sorted(rows) if metric in rows[step]]
+        if len(points) > 1:
+            label = f"{stage}: {metric.rpartition('/')[2]}"
+            charts.append((label, line_chart({metric: points}, "step")))
+    return charts
