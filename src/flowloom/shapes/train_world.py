@@ -145,7 +145,7 @@ class WorldConfig:
             name="trunk",
             role="trunk",
             concept=Concept(kinds=(*_DEMO, *_DEMO, "position", "binding")),
-            steps=7000,
+            steps=5000,
             decay=False,
             card="parent of all specialists, not shipped",
         ),
@@ -162,7 +162,7 @@ class WorldConfig:
         Job(
             name="shapes-counting",
             concept=Concept(kinds=("counting",), counts=(3, 4, 5, 6)),
-            steps=9000,
+            steps=7000,
             card="specialist for many: three, four, five or six objects of any shape and colour",
         ),
         _color_job(
