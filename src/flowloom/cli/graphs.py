@@ -92,7 +92,8 @@ def sample(parsed: Namespace) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(out.name + ".partial")
     with partial.open("w") as file:
-        for workflow in random_workflows(grammar, parsed.n, parsed.seed):
+        for encoded in random_workflows(grammar, parsed.n, parsed.seed):
+            workflow = grammar.codec.decode(encoded.tokens, encoded.texts, encoded.seeds)
             file.write(json.dumps({"workflow": workflow.to_api()}) + "\n")
     partial.replace(out)
     warn(f"{parsed.n} workflows in {out}")
