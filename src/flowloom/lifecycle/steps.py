@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +20,12 @@ class Artifact(Protocol):
     metadata: dict[str, Any]
 
 
+class Folder(Protocol):
+    """The part of a pipeline engine's input artifact that is used here."""
+
+    path: str
+
+
 class Metrics(Protocol):
     """The part of a pipeline engine's metrics artifact that is used here."""
 
@@ -26,16 +33,41 @@ class Metrics(Protocol):
         """Record a final metric."""
 
 
-def hand_over(result: StageResult, artifact: Artifact, metrics: Metrics | None = None) -> None:
+def folders(**artifacts: Folder | Sequence[Folder]) -> dict[str, Any]:
+    """Input name to the folder (or list of folders) that its artifact is, for `stages.run`."""
+    return {
+        name: [Path(item.path) for item in artifact]
+        if isinstance(artifact, (list, tuple))
+        else Path(artifact.path)
+        for name, artifact in artifacts.items()
+    }
+
+
+def hand_over(
+    result: StageResult,
+    artifact: Artifact,
+    metrics: Metrics | None = None,
+    file: str | None = None,
+) -> None:
     """Make `artifact` the stage's artifact and log its final metrics.
 
     On one machine the artifact points to the run folder; where the engine stores artifacts itself
     (its address has a scheme such as `s3://`) the folder is copied to where the engine takes it.
+
+    Args:
+        result: What the stage left.
+        artifact: The component's output artifact.
+        metrics: The component's metrics artifact, if it has one.
+        file: The one file of the folder that the artifact is, if it is a file.
     """
-    if "://" in artifact.uri:
-        shutil.copytree(result.out_dir, artifact.path, dirs_exist_ok=True)
+    source = result.out_dir / file if file else result.out_dir
+    if "://" not in artifact.uri:
+        artifact.uri = str(source)
+    elif file:
+        Path(artifact.path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, artifact.path)
     else:
-        artifact.uri = str(result.out_dir)
+        shutil.copytree(source, artifact.path, dirs_exist_ok=True)
     artifact.metadata["digest"] = result.digest
     if metrics is not None:
         for name, value in result.metrics.items():

@@ -1,0 +1,30 @@
+"""Draw prompts and random valid workflows."""
+
+from kfp import dsl
+
+from components.images import CPU_IMAGE
+
+
+@dsl.component(base_image=CPU_IMAGE, install_kfp_package=False)
+def build_pairs(
+    catalogue: dsl.Input[dsl.Dataset],
+    recipe: str,
+    overrides: dict,
+    pairs: dsl.Output[dsl.Dataset],
+    metrics: dsl.Output[dsl.Metrics],
+):
+    """Pair prompts with random valid workflows of the catalogue.
+
+    Args:
+        catalogue: Catalogue with the tuned model files (`publish_generator`).
+        recipe: Name of a recipe in `flowloom.recipes`.
+        overrides: Fields to replace, by stage, nested as in `config.json`.
+        pairs: `pairs.parquet`: prompt, kind, workflow, fingerprint, split.
+        metrics: Numbers of pairs and prompts.
+    """
+    from flowloom import recipes, stages
+    from flowloom.lifecycle.steps import folders, hand_over
+
+    config = recipes.stage_config(recipe, "build_pairs", overrides.get("build_pairs"))
+    inputs = folders(catalogue=catalogue)
+    hand_over(stages.run("build_pairs", config, inputs), pairs, metrics)

@@ -1,0 +1,32 @@
+"""Render workflows and score the pictures."""
+
+from kfp import dsl
+
+from components.images import GPU_IMAGE
+
+
+@dsl.component(base_image=GPU_IMAGE, install_kfp_package=False)
+def build_triplets(
+    catalogue: dsl.Input[dsl.Dataset],
+    pairs: dsl.Input[dsl.Dataset],
+    recipe: str,
+    overrides: dict,
+    triplets: dsl.Output[dsl.Dataset],
+    metrics: dsl.Output[dsl.Metrics],
+):
+    """Render prompt-workflow cells with several seeds each, and score every picture.
+
+    Args:
+        catalogue: Catalogue with the tuned model files (`publish_generator`).
+        pairs: Prompt-workflow pairs (`build_pairs`).
+        recipe: Name of a recipe in `flowloom.recipes`.
+        overrides: Fields to replace, by stage, nested as in `config.json`.
+        triplets: `triplets.parquet`, held-out prompts, the best fixed workflow, a card.
+        metrics: Numbers of renders, mean scores.
+    """
+    from flowloom import recipes, stages
+    from flowloom.lifecycle.steps import folders, hand_over
+
+    config = recipes.stage_config(recipe, "build_triplets", overrides.get("build_triplets"))
+    inputs = folders(catalogue=catalogue, pairs=pairs)
+    hand_over(stages.run("build_triplets", config, inputs), triplets, metrics)

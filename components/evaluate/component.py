@@ -1,0 +1,45 @@
+"""Compare policies by rendering held-out prompts."""
+
+from kfp import dsl
+
+from components.images import GPU_IMAGE
+
+
+@dsl.component(base_image=GPU_IMAGE, install_kfp_package=False)
+def evaluate(
+    catalogue: dsl.Input[dsl.Dataset],
+    triplets: dsl.Input[dsl.Dataset],
+    designer: dsl.Input[dsl.Model],
+    adapter: dsl.Input[dsl.Model],
+    reward: dsl.Input[dsl.Model],
+    champion: str,
+    recipe: str,
+    overrides: dict,
+    evaluation: dsl.Output[dsl.Dataset],
+    metrics: dsl.Output[dsl.Metrics],
+):
+    """Render the designs of every policy on the same held-out prompts and noise, and compare.
+
+    Args:
+        catalogue: Catalogue with the tuned model files (`publish_generator`).
+        triplets: Prompts, workflows and rendered scores (`build_triplets`).
+        designer: Designer fine-tuned on pairs (`train_sft`).
+        adapter: Weights tuned by GRPO (`train_grpo`).
+        reward: Calibrated reward ensemble (`calibrate_reward`).
+        champion: Version of the champion when the turn started; empty if none.
+        recipe: Name of a recipe in `flowloom.recipes`.
+        overrides: Fields to replace, by stage, nested as in `config.json`.
+        evaluation: `evaluation.json`, one row per render, picture grids.
+        metrics: Mean scores and paired differences.
+    """
+    from flowloom import recipes, stages
+    from flowloom.lifecycle.registry import champion_dir
+    from flowloom.lifecycle.steps import folders, hand_over
+
+    config = recipes.stage_config(recipe, "evaluate", overrides.get("evaluate"))
+    inputs = folders(
+        catalogue=catalogue, triplets=triplets, designer=designer, adapter=adapter, reward=reward
+    )
+    if champion:
+        inputs["champion"] = champion_dir(f"models:/flow-designer/{champion}")
+    hand_over(stages.run("evaluate", config, inputs), evaluation, metrics)

@@ -1,0 +1,13 @@
+"""Names of the images that steps run in; `infra/Dockerfile` builds both.
+
+`FLOWLOOM_IMAGES` replaces the part before the slash when a pipeline is compiled.
+"""
+
+import os
+
+from flowloom import __version__
+
+_PREFIX = os.environ.get("FLOWLOOM_IMAGES", "flowloom")
+
+CPU_IMAGE = f"{_PREFIX}/cpu:{__version__}"
+GPU_IMAGE = f"{_PREFIX}/gpu:{__version__}"

@@ -1,0 +1,5 @@
+"""Register the candidate model."""
+
+from components.register.component import register
+
+__all__ = ["register"]

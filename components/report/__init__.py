@@ -1,0 +1,5 @@
+"""Write the report that a person reads."""
+
+from components.report.component import report
+
+__all__ = ["report"]

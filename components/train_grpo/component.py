@@ -1,0 +1,36 @@
+"""Optimise the designer against the frozen reward ensemble."""
+
+from kfp import dsl
+
+from components.images import GPU_IMAGE
+
+
+@dsl.component(base_image=GPU_IMAGE, install_kfp_package=False)
+def train_grpo(
+    catalogue: dsl.Input[dsl.Dataset],
+    triplets: dsl.Input[dsl.Dataset],
+    designer: dsl.Input[dsl.Model],
+    reward: dsl.Input[dsl.Model],
+    recipe: str,
+    overrides: dict,
+    adapter: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+):
+    """Optimise the designer with GRPO against the frozen reward ensemble; nothing is rendered.
+
+    Args:
+        catalogue: Catalogue with the tuned model files (`publish_generator`).
+        triplets: Prompts, workflows and rendered scores (`build_triplets`).
+        designer: Designer fine-tuned on pairs (`train_sft`).
+        reward: Calibrated reward ensemble (`calibrate_reward`).
+        recipe: Name of a recipe in `flowloom.recipes`.
+        overrides: Fields to replace, by stage, nested as in `config.json`.
+        adapter: Tuned weights of the designer.
+        metrics: Reward, KL, entropy, validity.
+    """
+    from flowloom import recipes, stages
+    from flowloom.lifecycle.steps import folders, hand_over
+
+    config = recipes.stage_config(recipe, "train_grpo", overrides.get("train_grpo"))
+    inputs = folders(catalogue=catalogue, triplets=triplets, designer=designer, reward=reward)
+    hand_over(stages.run("train_grpo", config, inputs), adapter, metrics)

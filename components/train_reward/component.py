@@ -1,0 +1,35 @@
+"""Train one member of the reward ensemble."""
+
+from kfp import dsl
+
+from components.images import GPU_IMAGE
+
+
+@dsl.component(base_image=GPU_IMAGE, install_kfp_package=False)
+def train_reward(
+    catalogue: dsl.Input[dsl.Dataset],
+    triplets: dsl.Input[dsl.Dataset],
+    member: int,
+    recipe: str,
+    overrides: dict,
+    trained: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+):
+    """Train one member of the ensemble that predicts the score of a prompt and a workflow.
+
+    Args:
+        catalogue: Catalogue with the tuned model files (`publish_generator`).
+        triplets: Prompts, workflows and rendered scores (`build_triplets`).
+        member: Its number: decides seed and order.
+        recipe: Name of a recipe in `flowloom.recipes`.
+        overrides: Fields to replace, by stage, nested as in `config.json`.
+        trained: Weights and record of the member.
+        metrics: Errors, rank correlation.
+    """
+    from flowloom import recipes, stages
+    from flowloom.lifecycle.steps import folders, hand_over
+
+    changes = {**overrides.get("train_reward", {}), "member": int(member)}
+    config = recipes.stage_config(recipe, "train_reward", changes)
+    inputs = folders(catalogue=catalogue, triplets=triplets)
+    hand_over(stages.run("train_reward", config, inputs), trained, metrics)

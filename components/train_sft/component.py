@@ -1,0 +1,34 @@
+"""Fine-tune the designer on prompt-workflow pairs."""
+
+from kfp import dsl
+
+from components.images import GPU_IMAGE
+
+
+@dsl.component(base_image=GPU_IMAGE, install_kfp_package=False)
+def train_sft(
+    catalogue: dsl.Input[dsl.Dataset],
+    pairs: dsl.Input[dsl.Dataset],
+    triplets: dsl.Input[dsl.Dataset],
+    recipe: str,
+    overrides: dict,
+    designer: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+):
+    """Fine-tune the designer on pairs, then on the best workflow of each prompt.
+
+    Args:
+        catalogue: Catalogue with the tuned model files (`publish_generator`).
+        pairs: Prompt-workflow pairs (`build_pairs`).
+        triplets: Prompts, workflows and rendered scores (`build_triplets`).
+        recipe: Name of a recipe in `flowloom.recipes`.
+        overrides: Fields to replace, by stage, nested as in `config.json`.
+        designer: Model folder: weights, vocabulary, tokenizer, configuration.
+        metrics: Losses in nats per token, validity.
+    """
+    from flowloom import recipes, stages
+    from flowloom.lifecycle.steps import folders, hand_over
+
+    config = recipes.stage_config(recipe, "train_sft", overrides.get("train_sft"))
+    inputs = folders(catalogue=catalogue, pairs=pairs, triplets=triplets)
+    hand_over(stages.run("train_sft", config, inputs), designer, metrics)
