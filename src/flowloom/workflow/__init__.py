@@ -1,4 +1,4 @@
-"""What a workflow is: graph, catalogue, validation, vocabulary, codec, grammar, random and mutated flows.
+"""What a workflow is: graph, catalogue, validation, vocabulary, codec, grammar, random flows.
 
 Names are loaded on first use; nothing here imports torch.
 """
@@ -6,31 +6,64 @@ Names are loaded on first use; nothing here imports torch.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_HOME = {
-    "Link": "graph",
-    "Node": "graph",
-    "Workflow": "graph",
-    "WorkflowError": "graph",
-    "Catalogue": "catalogue",
-    "CatalogueError": "catalogue",
-    "InputSpec": "catalogue",
-    "ModelFile": "catalogue",
-    "NodeSpec": "catalogue",
-    "Problem": "validation",
-    "validate": "validation",
-    "Vocabulary": "vocabulary",
-    "CodecError": "codec",
-    "Encoded": "codec",
-    "decode": "codec",
-    "encode": "codec",
-    "Grammar": "grammar",
-    "GrammarError": "grammar",
-    "random_workflows": "sampling",
-    "mutate": "mutation",
+if TYPE_CHECKING:
+    from flowloom.workflow.catalogue import (
+        Catalogue,
+        CatalogueError,
+        InputSpec,
+        Limits,
+        ModelFile,
+        NodeSpec,
+    )
+    from flowloom.workflow.codec import Codec, CodecError, Encoded, decode, encode
+    from flowloom.workflow.grammar import Grammar, GrammarError
+    from flowloom.workflow.graph import Link, Node, Workflow, WorkflowError
+    from flowloom.workflow.mutation import mutate, mutate_all
+    from flowloom.workflow.sampling import random_workflows
+    from flowloom.workflow.validation import Problem, is_valid, validate
+    from flowloom.workflow.vocabulary import Vocabulary, VocabularyError
+
+__all__ = [
+    "Catalogue",
+    "CatalogueError",
+    "Codec",
+    "CodecError",
+    "Encoded",
+    "Grammar",
+    "GrammarError",
+    "InputSpec",
+    "Limits",
+    "Link",
+    "ModelFile",
+    "Node",
+    "NodeSpec",
+    "Problem",
+    "Vocabulary",
+    "VocabularyError",
+    "Workflow",
+    "WorkflowError",
+    "decode",
+    "encode",
+    "is_valid",
+    "mutate",
+    "mutate_all",
+    "random_workflows",
+    "validate",
+]
+
+_MODULES = {
+    "graph": ("Link", "Node", "Workflow", "WorkflowError"),
+    "catalogue": ("Catalogue", "CatalogueError", "InputSpec", "Limits", "ModelFile", "NodeSpec"),
+    "codec": ("Codec", "CodecError", "Encoded", "decode", "encode"),
+    "grammar": ("Grammar", "GrammarError"),
+    "mutation": ("mutate", "mutate_all"),
+    "sampling": ("random_workflows",),
+    "validation": ("Problem", "is_valid", "validate"),
+    "vocabulary": ("Vocabulary", "VocabularyError"),
 }
-__all__ = list(_HOME)
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:

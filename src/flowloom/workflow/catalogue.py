@@ -40,7 +40,7 @@ class CatalogueError(ValueError):
 
 @dataclass(frozen=True)
 class ModelFile:
-    """One installed model file; `sha256` (64 hex digits) is its identity, `name` only its address."""
+    """One installed model file; `sha256` (64 hex digits) is what it is, `name` only where."""
 
     folder: str
     name: str
@@ -71,6 +71,7 @@ class InputSpec:
 
     @property
     def is_link(self) -> bool:
+        """Whether the input takes a link; else a literal."""
         return self.type not in LITERAL_TYPES
 
 
@@ -85,6 +86,7 @@ class NodeSpec:
 
     @cached_property
     def by_name(self) -> dict[str, InputSpec]:
+        """Inputs by name."""
         return {spec.name: spec for spec in self.inputs}
 
 
@@ -108,7 +110,7 @@ class Catalogue:
 
     @staticmethod
     def load(source: str | Path) -> Catalogue:
-        """Load "embedded", or a .json or .json.gz file: a saved catalogue or an `object_info` answer.
+        """Load "embedded", or a .json or .json.gz file: a saved catalogue or `object_info`.
 
         Raises:
             CatalogueError: the source cannot be read as a catalogue.
@@ -192,6 +194,7 @@ class Catalogue:
 
     @cached_property
     def output_classes(self) -> frozenset[str]:
+        """Classes that save or show a result."""
         return frozenset(c for c, spec in self.nodes.items() if spec.output_node)
 
     @cached_property
@@ -216,7 +219,7 @@ class Catalogue:
     def options(self, spec: InputSpec) -> tuple[Any, ...] | None:
         """Choices of an input: file names, a COMBO's options, or None where any value goes."""
         if spec.folder is not None:
-            return tuple(file.name for file in self.files_in(spec.folder))
+            return self._names_in.get(spec.folder, ())
         return spec.options
 
     def available(self, class_type: str) -> bool:
@@ -230,6 +233,10 @@ class Catalogue:
         for file in self.files:
             folders.setdefault(file.folder, []).append(file)
         return {folder: tuple(files) for folder, files in folders.items()}
+
+    @cached_property
+    def _names_in(self) -> dict[str, tuple[str, ...]]:
+        return {folder: tuple(f.name for f in files) for folder, files in self._by_folder.items()}
 
     @cached_property
     def _by_address(self) -> dict[tuple[str, str], ModelFile]:
@@ -318,13 +325,11 @@ def bake(files_path: str | Path) -> Catalogue:
     for file in files:
         if not re.fullmatch(r"[0-9a-f]{64}", str(file.sha256)):
             raise CatalogueError(
-                f"bake {files_path}: {file.folder}/{file.name}: sha256 is {str(file.sha256)[:70]!r},"
-                " expected 64 hex digits"
+                f"bake {files_path}: {file.folder}/{file.name}: "
+                f"sha256 is {str(file.sha256)[:70]!r}, expected 64 hex digits"
             )
     path = DATA / "embedded.json"
-    baked = replace(
-        Catalogue.from_json(json.loads(path.read_text())), files=_sorted_files(files)
-    )
+    baked = replace(Catalogue.from_json(json.loads(path.read_text())), files=_sorted_files(files))
     path.write_text(_pretty(baked.to_json()))
     _embedded.cache_clear()
     return baked

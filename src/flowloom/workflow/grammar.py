@@ -1,8 +1,9 @@
 """Which tokens may come next: the tables of a pushdown automaton over the code of `codec`.
 
 `Grammar` holds what does not change while tokens are drawn; `pushdown.State` holds a batch of rows.
-A token is legal where its type, family and picture size fit and the cheapest completion of everything
-still open fits the token budget, so whatever is drawn from the mask is a valid workflow and ends.
+A token is legal where its type, family and picture size fit and the cheapest completion of
+everything still open fits the token budget, so whatever is drawn from the mask is a valid workflow
+and ends.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from flowloom.workflow import codec as code
 from flowloom.workflow import vocabulary as voc
 from flowloom.workflow.catalogue import Catalogue, InputSpec
 from flowloom.workflow.codec import Codec
 from flowloom.workflow.pushdown import GrammarError, State
+from flowloom.workflow.steps import FILE, LINK, SEED, TEXT, VALUE
 from flowloom.workflow.vocabulary import Vocabulary
 
 NEVER = 1 << 20
@@ -50,8 +51,8 @@ class Grammar:
             vocabulary: Its vocabulary, or one extended to it; built from the catalogue if left out.
             budget: Most tokens of one workflow, <eos> included.
             classes: Only these node classes; all available ones if left out.
-            require: {"steps": 8, "KSampler.cfg": 2.0, "ckpt_name": "a.safetensors"} or "K=V" strings:
-                every input of that name has that value.
+            require: {"steps": 8, "KSampler.cfg": 2.0, "ckpt_name": "a.safetensors"} or "K=V"
+                strings: every input of that name has that value.
             forbid: Class names, file names (with or without folder), or "input=value".
             caps: Most nodes of a class in one workflow, over the shipped ones.
             max_outputs: Most output nodes.
@@ -78,7 +79,9 @@ class Grammar:
         cheapest = int(np.where(self.is_output[:, None], self.open_cost, NEVER).min()) + 2
         if cheapest > budget:
             got = f"budget {budget}" if cheapest < NEVER else "this restriction of the catalogue"
-            need = f"at least {cheapest} tokens" if cheapest < NEVER else "one that leaves a workflow"
+            need = (
+                f"at least {cheapest} tokens" if cheapest < NEVER else "one that leaves a workflow"
+            )
             raise GrammarError(f"grammar: got {got}, expected {need}")
 
     # -- use -------------------------------------------------------------------------------------
@@ -147,9 +150,9 @@ class Grammar:
 
     def _index_fields(self, rules: dict[str, Any]) -> None:
         steps = {
-            c: [s for s in self.codec.steps[c] if s.how != code._SEED] for c in self.class_names
+            c: [s for s in self.codec.schema.steps[c] if s.how != SEED] for c in self.class_names
         }
-        links = {s.type for c in self.class_names for s in steps[c] if s.how == code._LINK}
+        links = {s.type for c in self.class_names for s in steps[c] if s.how == LINK}
         self.types = sorted(links)
         type_index = {t: k for k, t in enumerate(self.types)}
         num_fields, longest = len(self.vocabulary.fields), max(map(len, steps.values()))
@@ -171,14 +174,14 @@ class Grammar:
                 self.class_field[c, i] = step.field
                 self.field_step[step.field] = (name, step, spec)
                 self.field_class[step.field] = c
-                if step.how == code._LINK:
+                if step.how == LINK:
                     self.field_type[step.field] = type_index[step.type]
                     self.field_bears[step.field] = step.type in rules["family_types"]
                     self.field_sized[step.field] = step.type in rules["sized_types"]
                     self.field_role[step.field] = ROLES.get(step.name, 0)
-                elif step.how == code._FILE:
+                elif step.how == FILE:
                     self.field_bears[step.field] = True
-                elif step.how == code._VALUE:
+                elif step.how == VALUE:
                     self.field_size[step.field] = voc.rule_for(name, spec).get("size", "")
         outputs = self.catalogue.output_classes
         self.is_output = np.array([c in outputs for c in self.class_names])
@@ -186,8 +189,8 @@ class Grammar:
         self.num_matching = np.zeros((self.num_classes + 1, len(self.types)), np.int32)
         for c, name in enumerate(self.class_names):
             for t, wanted in enumerate(self.types):
-                self.num_matching[c, t] = len(self.codec.slots[name, wanted])
-        sources = [all(s.how != code._LINK for s in steps[c]) for c in self.class_names]
+                self.num_matching[c, t] = len(self.codec.schema.slots[name, wanted])
+        sources = [all(s.how != LINK for s in steps[c]) for c in self.class_names]
         only = np.isin(self.types, rules["source_only"]) if self.types else np.zeros(0, bool)
         # No new loader for these types while a reference can fill the hole: [types + 1, C].
         self.reuse = np.zeros((len(self.types) + 1, self.num_classes), bool)
@@ -199,13 +202,13 @@ class Grammar:
         for field, (name, step, spec) in self.field_step.items():
             if not step.required:
                 static[field, voc.NONE_ID] = True
-            if step.how == code._LINK:
+            if step.how == LINK:
                 static[field, voc.REF0 : voc.REF0 + voc.NUM_REFS] = True
                 fits = self.num_matching[:-1, self.field_type[field]] > 0
                 static[field, self.class_ids[fits]] = True
-            elif step.how == code._TEXT:
+            elif step.how == TEXT:
                 static[field, [voc.PROMPT_ID, voc.NEGATIVE_ID]] = True
-            elif step.how == code._FILE:
+            elif step.how == FILE:
                 for file in catalogue.files_in(step.kind):
                     token = vocabulary.file_ids.get((file.folder, file.name, file.sha256))
                     if token is not None:
@@ -241,9 +244,13 @@ class Grammar:
         for name in forbid:
             if name in self.vocabulary.class_ids:
                 self.static[:, self.vocabulary.class_ids[name]] = False
-            elif name in files or any(name == self.vocabulary.tokens[i].text for i in self.file_ids):
+            elif name in files or any(
+                name == self.vocabulary.tokens[i].text for i in self.file_ids
+            ):
                 rows = self.vocabulary.tokens
-                self.static[:, [i for i in self.file_ids if name in (rows[i].value, rows[i].text)]] = 0
+                self.static[
+                    :, [i for i in self.file_ids if name in (rows[i].value, rows[i].text)]
+                ] = 0
             else:
                 self._narrow(*_split(name, "forbid"), "forbid", keep=False)
 
@@ -267,10 +274,10 @@ class Grammar:
             )
 
     def _fill_costs(self) -> None:
-        """`open_cost[c, f]`: fewest tokens that complete a node of class c just opened, in family f.
+        """`open_cost[c, f]`: fewest tokens to complete a just opened node of class c in family f.
 
-        `suffix[c, i, f]`: the same from input i on. No reference is counted on, so the bound is safe
-        whatever has been written before.
+        `suffix[c, i, f]`: the same from input i on. No reference is counted on, so the bound is
+        safe whatever has been written before.
         """
         num_families, longest = len(self.families), self.class_field.shape[1]
         self.open_cost = np.full((self.num_classes, num_families), NEVER, np.int32)
@@ -309,12 +316,12 @@ class Grammar:
                 self.suffix[c, i] = np.minimum(rest, NEVER)
 
     def _fill_sizes(self) -> None:
-        """`min_area[c]`: smallest picture (pixels) a class can give; `shrink[h]`: least scale squared."""
+        """`min_area[c]`: least pixels a class can give; `shrink[h]`: least scale, squared."""
         self.size_field = np.isin(self.field_size, ["side", "scale"])
         self.shrink = np.ones(len(self.vocabulary.fields))
         sides = np.ones(self.num_classes)
         self.least_side = np.ones(len(self.vocabulary.fields))
-        for field, (_, _, spec) in self.field_step.items():
+        for field in self.field_step:
             how, c = self.field_size[field], self.field_class[field]
             values = self.token_number[self.static[field]]
             if how == "scale" and len(values):
@@ -353,6 +360,13 @@ class Grammar:
         for g, (names, _) in enumerate(wanted):
             for c, name in enumerate(self.class_names):
                 self.cap_members[c, g] = name in names
+
+    @cached_property
+    def seeds_opened(self) -> dict[int, int]:
+        """How many seeds (which take no token) a class token brings along, where it does."""
+        steps, ids = self.codec.schema.steps, self.vocabulary.class_ids
+        counts = {ids[c]: sum(s.how == SEED for s in steps[c]) for c in self.class_names}
+        return {token: count for token, count in counts.items() if count}
 
     @cached_property
     def size_columns(self) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Workflow graphs as ComfyUI's API format holds them, with an identity that does not depend on ids.
 
-A *template* workflow holds the text ``"{prompt}"`` or ``"{negative}"`` in its text inputs and seed 0;
-`Workflow.fill` turns it into something a server can render.
+A *template* workflow holds the text ``"{prompt}"`` or ``"{negative}"`` in its text inputs and seed
+0; `Workflow.fill` turns it into something a server can render.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Union
+from typing import Any, NamedTuple, TypeGuard
 
 PROMPT = "{prompt}"
 NEGATIVE = "{negative}"
@@ -22,7 +22,7 @@ OUTPUT_CLASSES = frozenset(
     {"SaveImage", "PreviewImage", "SaveImageWebsocket", "SaveAnimatedPNG", "SaveAnimatedWEBP"}
 )
 
-Literal = Union[str, int, float, bool, None, list, dict]
+Literal = str | int | float | bool | list | dict | None
 _MARKERS = re.compile(r"\{prompt\}|\{negative\}")
 
 
@@ -56,8 +56,8 @@ class Workflow:
         """Read API JSON (already parsed).
 
         Raises:
-            WorkflowError: a part does not have the shape of the API format. Whether links and values
-                make sense is for `flowloom.workflow.validation`.
+            WorkflowError: a part does not have the shape of the API format. Whether links and
+                values make sense is for `flowloom.workflow.validation`.
         """
         if not isinstance(api, dict):
             raise WorkflowError(f"workflow: got {_kind(api)}, expected an object of nodes by id")
@@ -67,10 +67,14 @@ class Workflow:
             if not isinstance(node_id, str):
                 raise WorkflowError(f"{where}: id is {_kind(node_id)}, expected a string")
             if not isinstance(raw, dict):
-                raise WorkflowError(f"{where}: got {_kind(raw)}, expected an object with class_type")
+                raise WorkflowError(
+                    f"{where}: got {_kind(raw)}, expected an object with class_type"
+                )
             class_type, inputs = raw.get("class_type"), raw.get("inputs", {})
             if not isinstance(class_type, str):
-                raise WorkflowError(f"{where}: class_type is {_kind(class_type)}, expected a string")
+                raise WorkflowError(
+                    f"{where}: class_type is {_kind(class_type)}, expected a string"
+                )
             if not isinstance(inputs, dict):
                 raise WorkflowError(f"{where}: inputs is {_kind(inputs)}, expected an object")
             nodes[node_id] = Node(
@@ -103,7 +107,9 @@ class Workflow:
             return found
         return sorted(found, key=lambda root: _digest(self._serial(root, False, None, None)))
 
-    def order(self, output_classes: Iterable[str] | None = None, catalogue: Any = None) -> list[str]:
+    def order(
+        self, output_classes: Iterable[str] | None = None, catalogue: Any = None
+    ) -> list[str]:
         """Ids of the nodes the outputs reach, each after the nodes it uses.
 
         Inputs are followed in the catalogue's order, or by name without one, so the order does not
@@ -125,30 +131,25 @@ class Workflow:
         return list(done)
 
     def canonical(self, catalogue: Any = None) -> Workflow:
-        """The reachable part with ids "1", "2", ... in `order`, inputs in schema order (or by name)."""
+        """The reachable part with ids "1", "2", ... in `order`; inputs by schema or name."""
         outputs = None if catalogue is None else catalogue.output_classes
         order = self.order(outputs, catalogue)
         ids = {old: str(new) for new, old in enumerate(order, start=1)}
         nodes = {}
         for old in order:
             node = self.nodes[old]
-            names = _input_order(node, catalogue)
-            nodes[ids[old]] = Node(
-                node.class_type,
-                {
-                    name: Link(ids.get(value.node, value.node), value.slot)
-                    if _is_link(value := node.inputs[name])
-                    else value
-                    for name in names
-                },
-            )
+            inputs = {name: node.inputs[name] for name in _input_order(node, catalogue)}
+            for name, value in inputs.items():
+                if _is_link(value):
+                    inputs[name] = Link(ids.get(value.node, value.node), value.slot)
+            nodes[ids[old]] = Node(node.class_type, inputs)
         return Workflow(nodes)
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the part that the outputs reach.
 
-        Equal for two workflows that differ only in ids, key order or unreachable nodes. Literals are
-        compared by type and value (1, 1.0, true and "1" are four things), sharing of nodes counts.
+        Equal for two workflows that differ only in ids, key order or unreachable nodes. Literals
+        are compared by type and value (1, 1.0, true, "1" are four things); sharing counts.
         """
         return self._hash(False, None, None)
 
@@ -185,7 +186,8 @@ class Workflow:
         by_rank = sorted(self.nodes, key=lambda node_id: rank.get(node_id, len(rank)))
         nodes, k = dict(self.nodes), 0
         for node_id in by_rank:
-            node, inputs = self.nodes[node_id], {}
+            node = self.nodes[node_id]
+            inputs: dict[str, Literal | Link] = {}
             for name, value in node.inputs.items():
                 if name in SEED_INPUTS and not _is_link(value):
                     inputs[name] = (seed + k) % SEED_RANGE
@@ -248,7 +250,7 @@ def is_link_shape(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and len(value) == 2
 
 
-def _is_link(value: Any) -> bool:
+def _is_link(value: Any) -> TypeGuard[Link]:
     return type(value) is Link
 
 
@@ -275,7 +277,9 @@ def _read(value: Any, where: str, name: Any) -> Any:
         return Link(source, slot)
     if value is None or isinstance(value, (str, int, float, list, dict)):
         return value
-    raise WorkflowError(f"{where}, input {name[:40]!r}: got {_kind(value)}, expected JSON or a link")
+    raise WorkflowError(
+        f"{where}, input {name[:40]!r}: got {_kind(value)}, expected JSON or a link"
+    )
 
 
 def _write(value: Any) -> Any:

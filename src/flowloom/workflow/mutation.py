@@ -1,7 +1,7 @@
 """Small edits of a workflow that the grammar can still write.
 
-An edit changes a value or a file, inserts an optional block on a link (a LoRA, a second pass, a pixel
-operation, ...) or removes one. Edits are proposed freely and kept only if the grammar accepts them.
+An edit changes a value or a file, inserts an optional block on a link (a LoRA, a second pass, a
+pixel operation, ...) or removes one. Edits are proposed freely and kept if the grammar accepts.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from flowloom.workflow import vocabulary as voc
-from flowloom.workflow.codec import _FILE, _LINK, _SEED, _TEXT, _VALUE, CodecError, Encoded, types_match
+from flowloom.workflow.codec import CodecError, Encoded
 from flowloom.workflow.grammar import Grammar
 from flowloom.workflow.graph import NEGATIVE, PROMPT, Link, Node, Workflow
+from flowloom.workflow.steps import FILE, LINK, SEED, TEXT, VALUE, types_match
 
 EDITS = {"value": 0.5, "file": 0.2, "insert": 0.15, "remove": 0.15}
 _TRIES = 20
@@ -84,7 +85,7 @@ def _propose(workflow: Workflow, grammar: Grammar, rng: np.random.Generator) -> 
         return _insert(workflow, grammar, rng)
     if edit == "remove":
         return _remove(workflow, grammar, rng)
-    return _swap(workflow, grammar, rng, _FILE if edit == "file" else _VALUE)
+    return _swap(workflow, grammar, rng, FILE if edit == "file" else VALUE)
 
 
 def _pick(items: Sequence, rng: np.random.Generator):
@@ -103,7 +104,7 @@ def _swap(
 ) -> Workflow | None:
     places = []
     for node_id, node in workflow.nodes.items():
-        for step in grammar.codec.steps[node.class_type]:
+        for step in grammar.codec.schema.steps[node.class_type]:
             if step.how == how and type(node.inputs.get(step.name)) is not Link:
                 now = node.inputs.get(step.name)
                 others = [v for v in _choices(grammar, step.field) if v != now]
@@ -111,7 +112,7 @@ def _swap(
                     places.append((node_id, step.name, others))
     if not places:
         return None
-    node_id, name, others = _pick(places, rng)
+    node_id, name, others = places[int(rng.integers(len(places)))]
     return workflow.replace(node_id, name, _pick(others, rng))
 
 
@@ -121,8 +122,8 @@ def _through(grammar: Grammar, class_type: str) -> list[tuple[str, int]]:
     return [
         (step.name, slot)
         for slot, out in enumerate(outputs)
-        for step in grammar.codec.steps[class_type]
-        if step.how == _LINK and types_match(out, step.type)
+        for step in grammar.codec.schema.steps[class_type]
+        if step.how == LINK and types_match(out, step.type)
     ]
 
 
@@ -132,12 +133,13 @@ def _insert(workflow: Workflow, grammar: Grammar, rng: np.random.Generator) -> W
     class_type = _pick(blocks, rng)
     if class_type is None:
         return None
-    name, slot = _pick(_through(grammar, class_type), rng)
-    steps = {step.name: step for step in grammar.codec.steps[class_type]}
+    through = _through(grammar, class_type)
+    name, slot = through[int(rng.integers(len(through)))]
+    steps = {step.name: step for step in grammar.codec.schema.steps[class_type]}
     edges = [
         (node_id, step.name, node.inputs[step.name])
         for node_id, node in workflow.nodes.items()
-        for step in grammar.codec.steps[node.class_type]
+        for step in grammar.codec.schema.steps[node.class_type]
         if type(node.inputs.get(step.name)) is Link and step.type == steps[name].type
     ]
     edge = _pick(edges, rng)
@@ -149,14 +151,14 @@ def _insert(workflow: Workflow, grammar: Grammar, rng: np.random.Generator) -> W
     for step in steps.values():
         if step.name == name:
             inputs[step.name] = source
-        elif step.how == _LINK:
+        elif step.how == LINK:
             link = near.get(f"{step.type}.{step.name}") or near.get(step.type)
             if link is None:
                 return None
             inputs[step.name] = link
-        elif step.how == _SEED:
+        elif step.how == SEED:
             inputs[step.name] = 0
-        elif step.how == _TEXT:
+        elif step.how == TEXT:
             inputs[step.name] = _pick([PROMPT, NEGATIVE], rng)
         elif step.required:
             value = _pick(_choices(grammar, step.field), rng)
@@ -169,15 +171,13 @@ def _insert(workflow: Workflow, grammar: Grammar, rng: np.random.Generator) -> W
     return _reroute_rest(edited, grammar, new, rng)
 
 
-def _near_links(
-    workflow: Workflow, grammar: Grammar, holder: str, below: str
-) -> dict[str, Link]:
+def _near_links(workflow: Workflow, grammar: Grammar, holder: str, below: str) -> dict[str, Link]:
     """A link for each type (and type.input name) from the nodes at a link, nearest ones first."""
     found: dict[str, Link] = {}
     queue, seen = [holder, below], {holder, below}
     for node_id in queue:
         node = workflow.nodes[node_id]
-        for step in grammar.codec.steps[node.class_type]:
+        for step in grammar.codec.schema.steps[node.class_type]:
             link = node.inputs.get(step.name)
             if type(link) is not Link:
                 continue

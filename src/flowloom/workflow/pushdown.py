@@ -69,8 +69,8 @@ class State:
     def holes(self) -> tuple[np.ndarray, np.ndarray]:
         """Field index [B] that the next token fills, and the node [B] it belongs to.
 
-        Nodes are numbered in order of opening. Between output nodes the field is ("*", "end") and the
-        node 0. A link hole is named by its own field, even if a class token will fill it.
+        Nodes are numbered in order of opening. Between output nodes the field is ("*", "end") and
+        the node 0. A link hole is named by its own field, even if a class token will fill it.
         """
         rows = np.arange(len(self))
         top = self._holder()
@@ -95,13 +95,13 @@ class State:
         return np.where((mask.sum(1) == 1) & ~self.done, mask.argmax(1), -1).astype(np.int32)
 
     def mask(self) -> np.ndarray:
-        """Legal next tokens [B, V]; never empty. Computed once per position; do not write into it."""
+        """Legal next tokens [B, V]; never empty. Computed once per position; do not write to it."""
         if self._mask is None:
             self._mask = self._legal()
         return self._mask
 
     def reference_nodes(self) -> np.ndarray:
-        """Finished node (its index in order of finishing) behind each reference token [B, 8], or -1."""
+        """Finished node (its index in order of finishing) behind each reference [B, 8], or -1."""
         field, _ = self.holes()
         return self.recent[np.arange(len(self)), self.grammar.field_type[field]]
 
@@ -182,8 +182,8 @@ class State:
         limit = self._hole_limit(rows, field)
         # A node opened in the unbound family f must fit that family's room.
         need = g.class_cost[kind]
-        classes = (need <= room[:, None, :]).any(2) if need.shape[2] > 1 else (
-            need[:, :, 0] <= room
+        classes = (
+            (need <= room[:, None, :]).any(2) if need.shape[2] > 1 else (need[:, :, 0] <= room)
         )
         small = g.min_area[None, :] <= limit[:, None]
         classes &= small | ~g.field_sized[field][:, None]
@@ -194,7 +194,9 @@ class State:
         at = (rows[:, None], nodes)
         fam = self.done_family[at]
         slot = g.num_matching[self.done_class[at], kind[:, None]] > 1
-        free = np.where(fam >= 0, np.take_along_axis(room, np.maximum(fam, 0), 1), room.max(1)[:, None])
+        free = np.where(
+            fam >= 0, np.take_along_axis(room, np.maximum(fam, 0), 1), room.max(1)[:, None]
+        )
         refs = found & (free >= slot)
         refs &= (fam < 0) | (family[:, None] < 0) | (fam == family[:, None])
         refs &= (self.done_area[at] <= limit[:, None]) | ~g.field_sized[field][:, None]
@@ -359,7 +361,8 @@ class State:
             feeds[:, :-1] = g.num_matching[classes] > 0
             recent = self.recent[rows]
             shifted = np.concatenate(
-                [np.broadcast_to(index[:, None, None], (*recent.shape[:2], 1)), recent[:, :, :-1]], 2
+                [np.broadcast_to(index[:, None, None], (*recent.shape[:2], 1)), recent[:, :, :-1]],
+                2,
             )
             self.recent[rows] = np.where(feeds[:, :, None], shifted, recent)
             self.open_class[rows, top] = g.num_classes
@@ -380,7 +383,7 @@ class State:
         g, token = self.grammar, int(tokens[row])
         field = g.vocabulary.fields[int(self.holes()[0][row])]
         known = 0 <= token < g.vocabulary.size
-        legal = [g.vocabulary.token_text(i) for i in np.flatnonzero(self.mask()[row])]
+        legal = [g.vocabulary.token_text(i) for i in np.flatnonzero(self.mask()[row]).tolist()]
         raise GrammarError(
             f"row {row}, token {int(self.used[row])}, {'.'.join(field)}: got "
             f"{g.vocabulary.token_text(token) if known else token}, "

@@ -11,7 +11,7 @@ import numpy as np
 
 from flowloom.workflow import vocabulary as voc
 from flowloom.workflow.catalogue import DATA
-from flowloom.workflow.codec import _SEED, Encoded
+from flowloom.workflow.codec import Encoded
 from flowloom.workflow.grammar import Grammar
 from flowloom.workflow.graph import NEGATIVE, PROMPT
 from flowloom.workflow.pushdown import State
@@ -131,8 +131,8 @@ def draw(
     lengths = np.zeros(batch, np.int64)
     for step in range(grammar.budget):
         weights = weigher(state)
-        # The least of exponential variables divided by their weights is drawn in proportion to them.
-        # In single precision such a variable can be 0, which must not meet a weight of 0.
+        # The least of exponential variables divided by their weights is drawn in proportion to
+        # them. In single precision it can be 0, which must not meet a weight of 0.
         race = np.maximum(rng.standard_exponential(weights.shape, np.float32), 1e-30)
         tokens = np.divide(weights, race, out=race).argmax(1)
         state.advance(tokens)
@@ -150,18 +150,6 @@ def draw(
 
 def as_encoded(tokens: list[int], grammar: Grammar) -> Encoded:
     """Sampled tokens with the template's texts and seeds beside them."""
-    seeds = _seeds_per_token(grammar)
     texts = {voc.PROMPT_ID: PROMPT, voc.NEGATIVE_ID: NEGATIVE}
-    num_seeds = sum(seeds.get(token, 0) for token in tokens)
-    return Encoded(
-        list(tokens), tuple(texts[t] for t in tokens if t in texts), (0,) * num_seeds
-    )
-
-
-def _seeds_per_token(grammar: Grammar) -> dict[int, int]:
-    cached = getattr(grammar, "_seeds", None)
-    if cached is None:
-        steps, ids = grammar.codec.steps, grammar.vocabulary.class_ids
-        counts = {ids[c]: sum(s.how == _SEED for s in steps[c]) for c in grammar.class_names}
-        cached = grammar._seeds = {token: k for token, k in counts.items() if k}
-    return cached
+    num_seeds = sum(grammar.seeds_opened.get(token, 0) for token in tokens)
+    return Encoded(list(tokens), tuple(texts[t] for t in tokens if t in texts), (0,) * num_seeds)

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowloom.workflow.catalogue import Catalogue, InputSpec, NodeSpec
-from flowloom.workflow.graph import Workflow
+from flowloom.workflow.graph import Link, Workflow
+from flowloom.workflow.soundness import cost_problems, family_problems
 
 ERROR, WARNING = "error", "warning"
 MAX_NODES = 10_000
-# Types that belong to one model family; pictures and masks do not.
-FAMILY_TYPES = frozenset({"MODEL", "CLIP", "VAE", "CONDITIONING", "LATENT", "CONTROL_NET"})
 _NUMBERS = {"INT": int, "FLOAT": float}
 
 
@@ -33,12 +32,6 @@ class Problem:
     input: str
     message: str
     suggestion: str = ""
-
-
-@dataclass(frozen=True)
-class _Ref:
-    node: str
-    slot: int
 
 
 class _Report:
@@ -87,11 +80,9 @@ def validate(workflow: Any, catalogue: Catalogue) -> list[Problem]:
     outputs = [i for i, spec in specs.items() if spec.output_node]
     if not outputs:
         classes = ", ".join(sorted(catalogue.output_classes)[:3])
-        report.add(
-            "prompt_no_outputs", "", "", "", "no output node", f"add one of: {classes}"
-        )
+        report.add("prompt_no_outputs", "", "", "", "no output node", f"add one of: {classes}")
     links = {
-        node_id: [v.node for v in values.values() if type(v) is _Ref and v.node in specs]
+        node_id: [v.node for v in values.values() if type(v) is Link and v.node in specs]
         for node_id, values in inputs.items()
     }
     order, reached, cyclic = _order(outputs, links)
@@ -105,12 +96,12 @@ def validate(workflow: Any, catalogue: Catalogue) -> list[Problem]:
             )  # fmt: skip
             continue
         if node_id in cyclic:
-            report.add(
-                "dependency_cycle", node_id, class_type, "", "this node depends on itself"
-            )
+            report.add("dependency_cycle", node_id, class_type, "", "this node depends on itself")
         _check_node(node_id, specs, inputs, api, catalogue, report)
-    _check_families(order, specs, inputs, catalogue, report)
-    _check_cost(order, specs, inputs, catalogue, report)
+    for fault in family_problems(order, specs, inputs, catalogue):
+        report.add("family_mismatch", fault.node_id, fault.class_type, *fault[2:])
+    for fault in cost_problems(order, specs, inputs, catalogue.limits):
+        report.add("resource_bound", fault.node_id, fault.class_type, *fault[2:])
     return report.problems
 
 
@@ -163,7 +154,7 @@ def _read_nodes(
 def _ref(value: Sequence[Any]) -> Any:
     """A link, or the value itself where it is no well-formed one."""
     if len(value) == 2 and isinstance(value[0], str) and type(value[1]) is int:
-        return _Ref(value[0], value[1])
+        return Link(value[0], value[1])
     return value
 
 
@@ -227,7 +218,7 @@ def _check_node(
                 )  # fmt: skip
             continue
         value = given[item.name]
-        if type(value) is _Ref:
+        if type(value) is Link:
             _check_link(node_id, item, value, specs, api, report)
         elif isinstance(value, (list, tuple)):
             report.add(
@@ -246,15 +237,13 @@ def _check_node(
             )  # fmt: skip
         else:
             for kind, message, suggestion, severity in _check_literal(item, value, catalogue):
-                report.add(
-                    kind, node_id, spec.class_type, item.name, message, suggestion, severity
-                )
+                report.add(kind, node_id, spec.class_type, item.name, message, suggestion, severity)
 
 
 def _check_link(
     node_id: str,
     item: InputSpec,
-    link: _Ref,
+    link: Link,
     specs: dict[str, NodeSpec],
     api: dict,
     report: _Report,
@@ -299,7 +288,9 @@ def _check_literal(
     """Problems of one literal as (type, message, suggestion, severity)."""
     options = catalogue.options(item)
     if options is not None:
-        if not any(value == option and type(value) is type(option) for option in options):
+        if not (isinstance(value, str) and value in options) and not any(
+            value == option and type(value) is type(option) for option in options
+        ):
             near = _near(value, options) if isinstance(value, str) else ""
             where = f"installed in {item.folder}" if item.folder else "among the options"
             if not near and options:
@@ -347,92 +338,6 @@ def _check_number(item: InputSpec, value: Any) -> Iterator[tuple[str, str, str, 
             yield "off_step", message, f"nearest is {nearest}", WARNING
 
 
-def _check_families(
-    order: list[str],
-    specs: dict[str, NodeSpec],
-    inputs: dict[str, dict[str, Any]],
-    catalogue: Catalogue,
-    report: _Report,
-) -> None:
-    """Each node's own file and all it links to by a family's type must be of one family."""
-    family: dict[str, str] = {}
-    for node_id in order:
-        found: dict[str, str] = {}
-        for item in specs[node_id].inputs:
-            value = inputs[node_id].get(item.name)
-            name = ""
-            if type(value) is _Ref:
-                outputs = specs[value.node].outputs if value.node in specs else ()
-                if 0 <= value.slot < len(outputs) and outputs[value.slot] in FAMILY_TYPES:
-                    name = family.get(value.node, "")
-            elif item.folder is not None and isinstance(value, str):
-                file = catalogue.file(item.folder, value)
-                name = file.family if file is not None else ""
-            if name:
-                found.setdefault(name, item.name)
-        if len(found) > 1:
-            (first, first_input), (other, other_input) = list(found.items())[:2]
-            report.add(
-                "family_mismatch", node_id, specs[node_id].class_type, other_input,
-                f"{other_input} is of family {other}, {first_input} of family {first}",
-                f"use a {first} file for {other_input}",
-            )  # fmt: skip
-        if found:
-            family[node_id] = next(iter(found))
-
-
-def _check_cost(
-    order: list[str],
-    specs: dict[str, NodeSpec],
-    inputs: dict[str, dict[str, Any]],
-    catalogue: Catalogue,
-    report: _Report,
-) -> None:
-    """Pixels, batch and pixels x batch x steps, followed from node to node."""
-    limits = catalogue.limits
-    size: dict[str, tuple[float, float]] = {}
-    work = 0.0
-
-    def number(values: dict[str, Any], name: str, default: float) -> float:
-        value = values.get(name, default)
-        usable = isinstance(value, (int, float)) and abs(value) < 1e12
-        return float(value) if usable else default
-
-    for node_id in order:
-        values, class_type = inputs[node_id], specs[node_id].class_type
-        sources = [size.get(v.node, (0.0, 1.0)) for v in values.values() if type(v) is _Ref]
-        pixels = max((s[0] for s in sources), default=0.0)
-        batch = max((s[1] for s in sources), default=1.0)
-        if "width" in values and "height" in values and pixels == 0:
-            pixels = max(number(values, "width", 0), 0) * max(number(values, "height", 0), 0)
-        elif "width" in values and "height" in values and "upscale_method" in values:
-            pixels = max(number(values, "width", 0), 0) * max(number(values, "height", 0), 0)
-        if "scale_by" in values:
-            pixels *= number(values, "scale_by", 1.0) ** 2
-        if "batch_size" in values:
-            batch = max(number(values, "batch_size", 1), 1)
-        size[node_id] = (pixels, batch)
-        if "steps" in values:
-            work += pixels * batch * max(number(values, "steps", 1), 1)
-        before = max((s[0] for s in sources), default=0.0)
-        if pixels > limits.pixels and before <= limits.pixels:
-            report.add(
-                "resource_bound", node_id, class_type, "",
-                f"picture of {pixels:.0f} pixels, expected at most {limits.pixels}",
-            )  # fmt: skip
-        if batch > limits.batch and all(s[1] <= limits.batch for s in sources):
-            report.add(
-                "resource_bound", node_id, class_type, "batch_size",
-                f"batch of {batch:.0f}, expected at most {limits.batch}", f"use {limits.batch}",
-            )  # fmt: skip
-    if work > limits.work:
-        report.add(
-            "resource_bound", "", "", "",
-            f"pixels x batch x steps is {work:.3g}, expected at most {limits.work:.3g}",
-            "fewer steps, a smaller picture or a smaller batch",
-        )  # fmt: skip
-
-
 def _default(item: InputSpec) -> str:
     return "" if item.default is None else f"the default is {_text(item.default)}"
 
@@ -461,5 +366,6 @@ def _text(value: Any) -> str:
     if value is None or isinstance(value, (bool, int, float)):
         return str(value)
     if isinstance(value, (list, tuple)) and len(value) <= 4:
-        return f"[{', '.join(_text(v) if not isinstance(v, (list, tuple, dict)) else '...' for v in value)}]"  # noqa: E501
+        inner = ("..." if isinstance(v, (list, tuple, dict)) else _text(v) for v in value)
+        return f"[{', '.join(inner)}]"
     return f"{_name(value)} of {len(value)}" if hasattr(value, "__len__") else _name(value)

@@ -56,9 +56,9 @@ def rules() -> dict[str, Any]:
 def rule_for(class_type: str, spec: InputSpec) -> dict[str, Any]:
     """The rule of one literal input; without a shipped one, a kind of its own."""
     for rule in rules()["rules"]:
-        if rule["input"] == spec.name and rule["type"] == spec.type:
-            if rule.get("class", class_type) == class_type:
-                return rule
+        same = rule["input"] == spec.name and rule["type"] == spec.type
+        if same and rule.get("class", class_type) == class_type:
+            return rule
     if spec.type == "BOOLEAN":
         return {"kind": "boolean"}
     return {"kind": f"{class_type}.{spec.name}"}
@@ -164,6 +164,7 @@ class Vocabulary:
 
     @property
     def size(self) -> int:
+        """Number of rows V."""
         return len(self.tokens)
 
     def token_text(self, token_id: int) -> str:
@@ -177,10 +178,12 @@ class Vocabulary:
 
     @cached_property
     def field_index(self) -> dict[tuple[str, str], int]:
+        """Field indices by (class, input)."""
         return {pair: index for index, pair in enumerate(self.fields)}
 
     @cached_property
     def class_ids(self) -> dict[str, int]:
+        """Token ids by class."""
         return {t.value: i for i, t in enumerate(self.tokens) if t.group == "class"}
 
     @cached_property
@@ -195,6 +198,7 @@ class Vocabulary:
         return {(t.kind, t.value, t.sha256): i for t, i in found}
 
     def to_json(self) -> dict[str, Any]:
+        """Plain data; token fields equal to their default are left out."""
         blank = asdict(Token("", ""))
         rows = [
             {k: v for k, v in vars(t).items() if k in ("group", "text") or v != blank[k]}
