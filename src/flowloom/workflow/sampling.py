@@ -30,8 +30,17 @@ class Weigher:
     """Weights [B, V] of the legal tokens of a state; illegal ones weigh zero."""
 
     def __init__(self, grammar: Grammar, weights: Mapping[str, Any] | None = None) -> None:
-        """`weights` has the form of `data/weights.json`, which is the default."""
-        weights = default_weights() if weights is None else weights
+        """Read weights.
+
+        Args:
+            grammar: What is legal.
+            weights: In the form of `data/weights.json`, which is the default.
+
+        Raises:
+            ValueError: a token is named that the vocabulary does not have.
+        """
+        shipped = default_weights()
+        weights = shipped if weights is None else weights
         vocabulary = grammar.vocabulary
         self.context = weights["context"]
         self.table = np.ones((len(vocabulary.fields), vocabulary.size), np.float32)
@@ -47,6 +56,8 @@ class Weigher:
                     self.table[index, refs] = weight * age
                 elif text in names:
                     self.table[index, names[text]] = weight
+                elif text not in shipped["fields"].get(field, {}):
+                    raise ValueError(f"weights of {field}: the vocabulary has no token {text!r}")
         firsts = weights["first_pass_latents"]
         self.first_pass = np.isin([*grammar.class_names, ""], firsts)
         self.denoise = np.zeros(len(vocabulary.fields), bool)

@@ -134,7 +134,8 @@ class Vocabulary:
                 kind = rule_for(class_type, spec)["kind"]
                 for value in grid(class_type, spec, catalogue.families):
                     key = value_key(kind, value)
-                    values.setdefault(key, Token("value", key, kind, value))
+                    text = f"{kind}={value}" if isinstance(value, str) else key
+                    values.setdefault(key, Token("value", text, kind, value))
         kinds = list(dict.fromkeys(token.kind for token in values.values()))
         by_kind = {kind: [t for t in values.values() if t.kind == kind] for kind in kinds}
         tokens += [token for kind in kinds for token in _ascending(by_kind[kind])]
@@ -189,7 +190,8 @@ class Vocabulary:
     @cached_property
     def value_ids(self) -> dict[str, int]:
         """Token ids by `value_key`."""
-        return {t.text: i for i, t in enumerate(self.tokens) if t.group == "value"}
+        found = ((t, i) for i, t in enumerate(self.tokens) if t.group == "value")
+        return {value_key(t.kind, t.value): i for t, i in found}
 
     @cached_property
     def file_ids(self) -> dict[tuple[str, str, str], int]:
