@@ -46,7 +46,9 @@ def test_boxes_keep_apart_and_relations_hold():
     for _ in range(2000):
         spec = sample_prompt(rng)
         items = [
-            (item.shape, "red", item.size or "small") for item in spec.objects for _ in range(item.count)
+            (item.shape, "red", item.size or "small")
+            for item in spec.objects
+            for _ in range(item.count)
         ]
         places = drawing._layout(items, spec.relation, rng)
         half = np.array([drawing.PIXELS[size] // 2 for _, _, size in items])

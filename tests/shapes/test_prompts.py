@@ -81,7 +81,9 @@ def test_choices_are_respected():
 def test_meaning_ignores_wording_and_order():
     same = ["a star left of a box", "a square to the right of a sparkle"]
     assert len({parse(text).meaning for text in same}) == 1
-    assert parse("a red disc and a blue box").meaning == parse("blue square with red circle").meaning
+    assert (
+        parse("a red disc and a blue box").meaning == parse("blue square with red circle").meaning
+    )
     assert parse("a star above a box").meaning != parse("a box above a star").meaning
     assert parse("a star").meaning != parse("one star").meaning
 
@@ -99,7 +101,10 @@ SPLIT_OF_THREE_RED_CIRCLES = "train"
 
 
 def test_concepts():
-    assert prompts.prompt_concepts(parse("a star and a disc")) == {"shapes": "round", "colors": "any"}
+    assert prompts.prompt_concepts(parse("a star and a disc")) == {
+        "shapes": "round",
+        "colors": "any",
+    }
     assert prompts.prompt_concepts(parse("a red star and a blue box")) == {
         "shapes": "mixed",
         "colors": "mixed",

@@ -1,8 +1,8 @@
 """The image model of the shapes world: a small flow transformer with its own text encoder.
 
 Convention: x_t = (1 - t) * x0 + t * eps and v = eps - x0, so t = 1 is noise. The network predicts
-x0; its velocity is (x - x0) / max(t, T_FLOOR). Image tokens attend to image and text tokens; text is
-encoded once and not updated.
+x0; its velocity is (x - x0) / max(t, T_FLOOR). Image tokens attend to image and text tokens; text
+is encoded once and not updated.
 
 Shapes: B pictures, C = 3 channels, H x W pixels, N patches, L = 16 text tokens, D = width.
 """
@@ -209,7 +209,7 @@ class ShapesModel(nn.Module):
             nn.init.zeros_(block.mlp.down.weight)
 
     def encode_text(self, token_ids: Sequence[Sequence[int]] | Tensor) -> Conditioning:
-        """Encode token ids: lists as `prompts.tokenize` returns them, or padded with 0 `[B, <=L]`."""
+        """Encode token ids: lists from `prompts.tokenize`, or `[B, <=L]` padded with 0."""
         return self.text(pad_tokens(token_ids, self.config.max_tokens, self.rows.device))
 
     def forward(self, x_BCHW: Tensor, t_B: Tensor, cond: Conditioning) -> Tensor:
@@ -289,15 +289,15 @@ def flops_per_call(config: ShapesConfig, size: int | tuple[int, int], num_tokens
 
 
 def save(path: str | Path, model: ShapesModel, metadata: Mapping[str, str] | None = None) -> None:
-    """Write weights as float16 with the config as JSON in the metadata of one safetensors file."""
+    """Write weights as float16 and the config as JSON in the metadata of one safetensors file.
+
+    All metadata is one entry: safetensors writes several in a random order, and files of equal
+    content must have equal digests.
+    """
     tensors = {name: value.half().contiguous() for name, value in model.state_dict().items()}
-    info = {
-        **(metadata or {}),
-        "format": FORMAT,
-        "config": json.dumps(dataclasses.asdict(model.config), sort_keys=True),
-    }
+    record = {**(metadata or {}), "config": dataclasses.asdict(model.config)}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, str(path), metadata=info)
+    save_file(tensors, str(path), metadata={FORMAT: json.dumps(record, sort_keys=True)})
 
 
 def load(path: str | Path) -> ShapesModel:
@@ -308,9 +308,9 @@ def load(path: str | Path) -> ShapesModel:
     """
     with safe_open(str(path), "pt") as file:
         info = file.metadata() or {}
-    if info.get("format") != FORMAT:
-        raise ValueError(f"{path}: got format {info.get('format')!r}, expected {FORMAT!r}")
-    model = ShapesModel(ShapesConfig(**json.loads(info["config"])))
+    if FORMAT not in info:
+        raise ValueError(f"{path}: got metadata {sorted(info)}, expected an entry {FORMAT!r}")
+    model = ShapesModel(ShapesConfig(**json.loads(info[FORMAT])["config"]))
     model.load_state_dict({name: value.float() for name, value in load_file(str(path)).items()})
     return model.eval().requires_grad_(False)
 

@@ -152,28 +152,28 @@ class WorldConfig:
         _shape_job(
             "shapes-circle-star",
             ("circle", "star"),
-            "specialist for circles and stars (discs, sparkles) of no named colour: one, two or three",
+            "specialist for one to three circles or stars, discs or sparkles, of no named colour",
         ),
         _shape_job(
             "shapes-square-triangle",
             ("square", "triangle"),
-            "specialist for squares and triangles (boxes, wedges) of no named colour: one, two or three",
+            "specialist for one to three squares or triangles, boxes or wedges, of no named colour",
         ),
         Job(
             name="shapes-counting",
             concept=Concept(kinds=("counting",), counts=(3, 4, 5, 6)),
             steps=7000,
-            card="specialist for many: three, four, five or six objects of any shape and colour",
+            card="specialist for counting three, four, five or six objects of any shape and colour",
         ),
         _color_job(
             "shapes-warm",
             "warm",
-            "specialist for red, yellow, orange and white objects of one kind: one, two or three",
+            "specialist for one to three red, yellow, orange or white objects of any one shape",
         ),
         _color_job(
             "shapes-cool",
             "cool",
-            "specialist for green, blue, purple and cyan objects of one kind: one, two or three",
+            "specialist for one to three green, blue, purple or cyan objects of any one shape",
         ),
         Job(
             name="shapes-two-objects",
@@ -329,7 +329,8 @@ class Trainer:
         self.adam.param_groups[0]["lr"] = self.adam_lr * factor
         self.adam.step()
         self.model.zero_grad(set_to_none=True)
-        torch._foreach_lerp_(self.ema, self.params, 1 - config.ema_decay)
+        with torch.no_grad():
+            torch._foreach_lerp_(self.ema, self.params, 1 - config.ema_decay)
         self.step += 1
         return value
 
