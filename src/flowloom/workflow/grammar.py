@@ -142,7 +142,9 @@ class Grammar:
         index = {family: k for k, family in enumerate(self.families)}
         tokens = self.vocabulary.tokens
         # Family of a file token, -1 where it fits any.
-        self.token_family = np.array([index.get(t.family, -1) for t in tokens], np.int32)
+        self.token_family = np.array(
+            [index[t.family] if t.family in index and t.family else -1 for t in tokens], np.int32
+        )
         self.token_class = np.full(len(tokens), -1, np.int32)
         self.token_class[self.class_ids] = np.arange(self.num_classes)
         self.token_number = np.array([_number(t) for t in tokens], np.float64)

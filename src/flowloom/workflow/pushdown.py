@@ -47,11 +47,12 @@ class State:
         self.open_area = np.ones((size, deep))  # pixels so far
         self.open_role = np.zeros((size, deep), np.int32)
         self.open_last = np.full((size, deep), none, np.int32)  # class of the last child
+        # Loader that the node goes back to through its first input; until known, its holder's.
+        self.open_origin = np.full((size, deep), -1, np.int32)
         # Nodes whose links share a family form a group, named by the lowest one's depth: what binds
         # one binds all, so a pending sibling is never priced in another family.
         self.open_group = np.zeros((size, deep), np.int32)
         self.group_family = np.full((size, deep), -1, np.int32)
-        self.group_origin = np.full((size, deep), -1, np.int32)  # node that bound it
         self.done_class = np.full((size, deep), none, np.int32)
         self.done_family = np.full((size, deep), -1, np.int32)
         self.done_origin = np.full((size, deep), -1, np.int32)
@@ -291,7 +292,7 @@ class State:
         self.open_group[rows, depth] = np.where(shares, self.open_group[rows, above], depth)
         alone = rows[~shares]
         self.group_family[alone, depth[~shares]] = -1
-        self.group_origin[alone, depth[~shares]] = -1
+        self.open_origin[rows, depth] = np.where(shares, self.open_origin[rows, above], -1)
         self.depth[rows] += 1
         self.num_opened[rows] += 1
         self.cap_counts[rows] += g.cap_members[classes]
@@ -305,7 +306,8 @@ class State:
             return rows
         g, top = self.grammar, self.depth[rows] - 1
         group = self.open_group[rows, top]
-        bound, origin = g.token_family[tokens], self.open_node[rows, top]
+        bound = g.token_family[tokens]
+        origin = np.where(bound >= 0, self.open_node[rows, top], -1)
 
         is_ref = (tokens >= voc.REF0) & (tokens < voc.REF0 + voc.NUM_REFS)
         refs = np.flatnonzero(is_ref)
@@ -333,10 +335,16 @@ class State:
 
         binds = np.flatnonzero((bound >= 0) & (self.group_family[rows, group] < 0))
         self.group_family[rows[binds], group[binds]] = bound[binds]
-        self.group_origin[rows[binds], group[binds]] = origin[binds]
+        self._trace(rows, top, origin)
         settled = self.slots[rows] == 0
         self.open_at[rows[settled], top[settled]] += 1
         return rows[settled]
+
+    def _trace(self, rows: np.ndarray, top: np.ndarray, origin: np.ndarray) -> None:
+        """Take over the origin of what fills a hole, if it is the first hole to tell one."""
+        news = (self.open_at[rows, top] == 0) | (self.open_origin[rows, top] < 0)
+        told = np.flatnonzero(news & (origin >= 0))
+        self.open_origin[rows[told], top[told]] = origin[told]
 
     def _close(self, rows: np.ndarray) -> None:
         """Finish every node that has no input left, and fill the hole it was opened for."""
@@ -353,7 +361,7 @@ class State:
             area = self.open_area[rows, top]
             self.done_class[rows, index] = classes
             self.done_family[rows, index] = self.group_family[rows, group]
-            self.done_origin[rows, index] = self.group_origin[rows, group]
+            self.done_origin[rows, index] = self.open_origin[rows, top]
             self.done_area[rows, index] = area
             self.done_role[rows, index] = self.open_role[rows, top]
             self.num_finished[rows] += 1
@@ -372,6 +380,7 @@ class State:
             inner = top > 0
             self.num_roots[rows[~inner]] += 1
             rows, below, classes, area = rows[inner], top[inner] - 1, classes[inner], area[inner]
+            self._trace(rows, below, self.open_origin[rows, below + 1])
             field = g.class_field[self.open_class[rows, below], self.open_at[rows, below]]
             before = self.open_area[rows, below]
             grown = np.where(g.field_sized[field], np.maximum(before, area), before)

@@ -95,8 +95,7 @@ class Weigher:
             other_role = (wanted[:, None] > 0) & (state.done_role[at] != wanted[:, None])
             conditioning = state.grammar.field_role[field[links]] > 0
             other_role &= (conditioning | self.zero_out[field[links]])[:, None]
-            group = state.open_group[links, state.depth[links] - 1]
-            origin = state.group_origin[links, group][:, None]
+            origin = state.open_origin[links, state.depth[links] - 1][:, None]
             other = (origin >= 0) & (state.done_origin[at] != origin)
             factor = np.where(other_role, wrong, 1) * np.where(other, context["other_origin"], 1)
             columns = voc.REF0 + np.arange(voc.NUM_REFS)
