@@ -1,0 +1,1 @@
+"""Tuning of image generators by reward (FDFO), and their way back into the catalogue."""
