@@ -23,10 +23,10 @@ from flowloom.dataset import triplets as triplet_data
 from flowloom.designer.config import GRPOConfig
 from flowloom.designer.policy import VOCABULARY_FILE, Policy
 from flowloom.designer.rollout import masked_logprobs, rollout
-from flowloom.designer.sft import save_state
+from flowloom.designer.sft import is_valid, save_state
 from flowloom.reward.ensemble import Ensemble
 from flowloom.runs import Run
-from flowloom.workflow import Catalogue, Grammar, Vocabulary, decode, validate
+from flowloom.workflow import Catalogue, Grammar, Vocabulary, decode
 
 
 def train_grpo(
@@ -56,7 +56,7 @@ def train_grpo(
     vocabulary = Vocabulary.from_json(json.loads((designer / VOCABULARY_FILE).read_text()))
     grammar = Grammar(installed, vocabulary, policy.config.num_workflow_tokens)
     scorer = CachedReward(Ensemble.load(reward))
-    rows = triplet_data.load(triplets / "triplets.parquet", "train")
+    rows = triplet_data.load(triplets, "train")
     prompts = sorted(set(rows["prompt"]))
 
     # Build
@@ -126,7 +126,7 @@ def train_grpo(
 
         # Log
         kl, entropy, moved = torch.tensor(choices).unbind(1)
-        valid = [not validate(decode(row, grammar), installed) for row in tokens]
+        valid = [is_valid(decode(row, grammar), installed) for row in tokens]
         record = {
             "grpo/reward": rewards_B.mean().item(),
             "grpo/reward_within_std": rewards_B.view(-1, G).std(1).mean().item(),

@@ -19,11 +19,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as parquet
 import torch
 from torch import Tensor
 
 from flowloom.dataset import triplets as triplet_data
+from flowloom.dataset.tables import read_table
 from flowloom.dataset.tokenizer import WordTokenizer
 from flowloom.designer.config import SFTConfig
 from flowloom.designer.policy import VOCABULARY_FILE, Policy
@@ -60,8 +60,8 @@ def train_sft(
     installed = Catalogue.load(catalogue / "catalogue.json.gz")
     vocabulary = Vocabulary.build(installed)
     grammar = Grammar(installed, vocabulary, config.policy.num_workflow_tokens)
-    pair_rows = parquet.read_table(pairs / "pairs.parquet").to_pydict()
-    train_rows = triplet_data.load(triplets / "triplets.parquet", "train")
+    pair_rows = read_table(pairs / "pairs.parquet")
+    train_rows = triplet_data.load(triplets, "train")
     tokenizer = WordTokenizer.fit([*pair_rows["prompt"], *train_rows["prompt"]])
 
     # Build
@@ -155,6 +155,11 @@ def save_state(path: Path, *, policy: Policy, optimizer: torch.optim.Optimizer, 
     os.replace(partial, path)
 
 
+def is_valid(workflow: Workflow, catalogue: Catalogue) -> bool:
+    """Whether a workflow has no error; warnings are allowed."""
+    return all(problem.severity != "error" for problem in validate(workflow, catalogue))
+
+
 class _Examples:
     """Prompts and designs, replayed through the grammar once."""
 
@@ -204,7 +209,7 @@ def _sample(
     prompts = [prompts[i % len(prompts)] for i in range(num)]
     designs = rollout(policy, grammar, prompts, seed=seed).tokens
     workflows = [decode(tokens, grammar) for tokens in designs]
-    valid = [not validate(workflow, grammar.catalogue) for workflow in workflows]
+    valid = [is_valid(workflow, grammar.catalogue) for workflow in workflows]
     unique = {workflow.template_fingerprint() for workflow in workflows}
     return {
         "valid_frac": float(np.mean(valid)),

@@ -1,0 +1,163 @@
+"""Facts: the loss and its gradient equal a two-token example worked by hand; advantages are centred in
+their group; with a reward for one token that depends on the prompt the policy learns to read the prompt,
+and embeddings stay as they are; a killed run started again ends with the same bytes; a reward that is
+not finite, or a step beyond the trust region, stops the run with its step."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from flowloom.designer import grpo
+from flowloom.designer.config import GRPOConfig
+from flowloom.designer.grpo import group_advantages, grpo_loss, k3, train_grpo
+from flowloom.designer.policy import Policy
+from flowloom.designer.rollout import rollout
+from flowloom.runs import Run, write_json
+from tests.designer.tiny import PROMPTS, files_of
+
+ATOL = 1e-6
+CONFIG = GRPOConfig(num_steps=4, prompts_per_step=4, num_minibatches=2, checkpoint_every=1)
+WANTED = {"circle": "shapes-circle-star.safetensors", "square": "shapes-square-triangle.safetensors"}
+
+
+class ScriptedEnsemble:
+    """Reward 1 for the checkpoint that the prompt's shape asks for."""
+
+    def __init__(self, grammar):
+        self.grammar, self.num_asked = grammar, 0
+
+    def reward(self, prompts, tokens):
+        self.num_asked += len(prompts)
+        wanted = [WANTED["circle" if "circle" in prompt else "square"] for prompt in prompts]
+        found = [files_of(row, self.grammar) for row in tokens]
+        return np.array([float(f[0] == w) for f, w in zip(found, wanted, strict=True)])
+
+
+@pytest.fixture
+def designer(policy, grammar, tmp_path):
+    policy.save(tmp_path / "designer")
+    write_json(tmp_path / "designer" / "vocabulary.json", grammar.vocabulary.to_json())
+    return tmp_path / "designer"
+
+
+@pytest.fixture
+def ensemble(grammar, monkeypatch):
+    scripted = ScriptedEnsemble(grammar)
+    monkeypatch.setattr(grpo.Ensemble, "load", lambda folder: scripted)
+    return scripted
+
+
+def _train(folder, inputs, designer, config=CONFIG):
+    run = Run("train_grpo", folder)
+    run.work.mkdir(parents=True, exist_ok=True)
+    run.begin()
+    given = {name: inputs[name] for name in ("catalogue", "triplets")}
+    metrics = train_grpo(config, run, **given, designer=designer, reward=folder)
+    return metrics, run.finish(metrics).digest
+
+
+def test_loss_and_gradient_by_hand():
+    # Token 1: ratio 1.5 with A = 1, clipped at 1.2: no gradient from the gain. Token 2: ratio 0.5
+    # with A = -2: min(-1, -1.6) is the clipped -1.6, again without gradient. KL and entropy remain.
+    ratio, advantage = (1.5, 0.5), (1.0, -2.0)
+    old = torch.tensor([math.log(0.4), math.log(0.6)])
+    logprobs = (old + torch.tensor(ratio).log()).requires_grad_()
+    reference = torch.tensor([math.log(0.3), math.log(0.3)])
+    entropy = torch.tensor([0.5, 0.7], requires_grad=True)
+    args = (old, reference, entropy, torch.tensor(advantage))
+    loss = grpo_loss(logprobs, *args, clip=0.2, kl_coef=0.1, entropy_coef=0.02)
+    # reference / pi is 0.3 / 0.6 and 0.3 / 0.3
+    kl = (0.5 - 1 - math.log(0.5), 0.0)
+    want = -(1.2 - 0.1 * kl[0] + 0.02 * 0.5 + (-1.6) - 0.1 * kl[1] + 0.02 * 0.7) / 2
+    assert loss.item() == pytest.approx(want, abs=ATOL)
+    loss.backward()
+    # d k3 / d logp = 1 - reference / pi
+    assert logprobs.grad.tolist() == pytest.approx([0.1 * 0.5 / 2, 0.0], abs=ATOL)
+    assert entropy.grad.tolist() == pytest.approx([-0.01, -0.01], abs=ATOL)
+
+
+def test_gradient_inside_the_clip_range_is_minus_ratio_times_advantage():
+    old = torch.tensor([-1.0, -2.0])
+    logprobs = (old + torch.tensor([1.1, 0.9]).log()).requires_grad_()
+    zeros = torch.zeros(2)
+    loss = grpo_loss(logprobs, old, old, zeros, torch.tensor([2.0, -3.0]), 0.2, 0.0, 0.0)
+    loss.backward()
+    assert logprobs.grad.tolist() == pytest.approx([-1.1 * 2 / 2, 0.9 * 3 / 2], abs=ATOL)
+
+
+def test_clipping_stops_only_gains():
+    # A worse token (ratio > 1, A < 0) and a better one (ratio < 1, A > 0) keep their gradient.
+    old = torch.zeros(2)
+    logprobs = torch.tensor([1.5, 0.5]).log().requires_grad_()
+    loss = grpo_loss(logprobs, old, old, old, torch.tensor([-1.0, 1.0]), 0.2, 0.0, 0.0)
+    loss.backward()
+    assert logprobs.grad.tolist() == pytest.approx([1.5 / 2, -0.5 / 2], abs=ATOL)
+
+
+def test_k3_is_unbiased():
+    p, q = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.2, 0.5, 0.3])
+    exact = (p * (p / q).log()).sum()
+    assert torch.allclose((p * k3(q.log(), p.log())).sum(), exact, atol=ATOL)
+
+
+def test_group_advantages():
+    rewards = torch.tensor([[1.0, 3.0], [5.0, 5.0]])
+    assert group_advantages(rewards, False).tolist() == [[-1.0, 1.0], [0.0, 0.0]]
+    by_std = group_advantages(rewards, True)
+    assert by_std[0].tolist() == pytest.approx([-(0.5**0.5), 0.5**0.5], abs=1e-3)
+    assert by_std[1].tolist() == [0.0, 0.0]
+
+
+def test_learns_to_read_the_prompt(tmp_path, inputs, designer, ensemble, grammar):
+    config = dataclasses.replace(CONFIG, num_steps=40, lr=1e-2, designs_per_prompt=16)
+    metrics, _ = _train(tmp_path / "run", inputs, designer, config)
+    assert metrics["grpo/first_reward"] < 0.35
+    assert metrics["grpo/reward"] > 0.9
+    assert metrics["grpo/valid_frac"] == 1.0
+    assert metrics["grpo/unique_frac"] > 0.5  # only one choice was worth anything
+
+    tuned = Policy.load(designer, tmp_path / "run" / "out")
+    before = Policy.load(designer)
+    assert torch.equal(tuned.embedding.weight, before.embedding.weight)
+    designs = rollout(tuned, grammar, PROMPTS, 16, seed=99).tokens
+    repeated = [prompt for prompt in PROMPTS for _ in range(16)]
+    assert ScriptedEnsemble(grammar).reward(repeated, designs).mean() > 0.85
+
+
+def test_resumed_equals_uninterrupted(tmp_path, inputs, designer, ensemble, monkeypatch):
+    whole = _train(tmp_path / "whole", inputs, designer)
+    plain, calls = grpo.rollout, []
+
+    def dying(*args, **kwargs):
+        calls.append(0)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(grpo, "rollout", dying)
+    with pytest.raises(KeyboardInterrupt):
+        _train(tmp_path / "broken", inputs, designer)
+    assert (tmp_path / "broken" / "work" / "state.pt").is_file()
+    assert _train(tmp_path / "broken", inputs, designer) == whole
+
+
+def test_a_design_is_predicted_once(ensemble):
+    reward = grpo.CachedReward(ensemble)
+    ensemble.reward = lambda prompts, tokens: np.arange(len(prompts), dtype=float)
+    assert reward(["a", "b", "a"], [[1], [1], [1]]) == [0.0, 1.0, 0.0]
+    assert reward(["b", "a"], [[1], [2]]) == [1.0, 0.0]
+
+
+def test_a_non_finite_reward_names_its_step(tmp_path, inputs, designer, ensemble):
+    ensemble.reward = lambda prompts, tokens: np.full(len(prompts), np.nan)
+    with pytest.raises(FloatingPointError, match="train_grpo: step 0: a reward is not finite"):
+        _train(tmp_path / "run", inputs, designer)
+
+
+def test_the_trust_region_is_watched(tmp_path, inputs, designer, ensemble):
+    config = dataclasses.replace(CONFIG, max_step_kl=1e-9)
+    with pytest.raises(FloatingPointError, match="train_grpo: step 0: moved"):
+        _train(tmp_path / "run", inputs, designer, config)

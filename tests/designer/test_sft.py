@@ -1,0 +1,79 @@
+"""Facts: the loss falls; a run that is killed and started again ends with the same bytes as one that
+is not; every sampled design is valid; a non-finite loss stops the run with its step."""
+
+import pytest
+import torch
+
+from flowloom.designer import sft
+from flowloom.designer.config import SFTConfig
+from flowloom.designer.policy import Policy
+from flowloom.designer.sft import train_sft
+from flowloom.runs import Run, folder_digest
+from tests.designer.tiny import TINY
+
+CONFIG = SFTConfig(
+    policy=TINY, prior_steps=10, best_steps=4, batch_size=32, checkpoint_every=3, num_samples=16
+)
+
+
+def _train(folder, inputs, config=CONFIG):
+    run = Run("train_sft", folder)
+    run.work.mkdir(parents=True, exist_ok=True)
+    run.begin()
+    metrics = train_sft(config, run, **inputs)
+    return metrics, run.finish(metrics).digest
+
+
+def test_learns_and_samples_validly(tmp_path, inputs):
+    metrics, _ = _train(tmp_path / "run", inputs)
+    assert metrics["sft/valid_frac"] == 1.0
+    assert metrics["sft/best_loss"] < metrics["sft/prior_loss"]
+    out = tmp_path / "run" / "out"
+    names = {path.name for path in out.iterdir()}
+    assert names == {"model.safetensors", "model.json", "vocabulary.json", "tokenizer.json"}
+    assert Policy.load(out).config == TINY
+
+
+def test_resumed_equals_uninterrupted(tmp_path, inputs, monkeypatch):
+    whole = _train(tmp_path / "whole", inputs)
+    plain = sft.masked_logprobs
+    for die_at in (5, 8):
+        calls = []
+
+        def dying(*args, die_at=die_at, calls=calls):
+            calls.append(0)
+            if len(calls) == die_at:
+                raise KeyboardInterrupt
+            return plain(*args)
+
+        monkeypatch.setattr(sft, "masked_logprobs", dying)
+        with pytest.raises(KeyboardInterrupt):
+            _train(tmp_path / "broken", inputs)
+    monkeypatch.setattr(sft, "masked_logprobs", plain)
+    assert _train(tmp_path / "broken", inputs) == whole
+
+
+def test_a_non_finite_loss_names_its_step(tmp_path, inputs, monkeypatch):
+    plain, calls = sft.masked_logprobs, []
+
+    def breaking(*args):
+        calls.append(0)
+        logprobs, entropy = plain(*args)
+        return (logprobs * torch.nan if len(calls) == 3 else logprobs), entropy
+
+    monkeypatch.setattr(sft, "masked_logprobs", breaking)
+    with pytest.raises(FloatingPointError, match="train_sft: step 2: loss is nan"):
+        _train(tmp_path / "run", inputs)
+
+
+def test_batches_have_like_lengths_and_cover_the_rows(inputs, grammar):
+    from flowloom.dataset.tables import read_table
+
+    rows = read_table(inputs["pairs"] / "pairs.parquet")
+    examples = sft._Examples(rows["prompt"], sft._encode(rows["workflow"], grammar), grammar)
+    stream = examples.batches(16, (0, 0))
+    batches = [next(stream) for _ in range(10)]
+    assert sorted(torch.cat(batches).tolist()) == list(range(160))
+    lengths = examples.sequences.lengths_B
+    spread = torch.stack([lengths[batch].max() - lengths[batch].min() for batch in batches])
+    assert spread.float().mean() < 0.5 * (lengths.max() - lengths.min())
