@@ -1,12 +1,12 @@
-"""Shipped models of the shapes world by kind and shape family, and what choosing per prompt gains.
+"""Shipped models of the shapes world by concept, and what choosing per prompt gains.
 
-    python -m benchmarks.world [--models data/models] [--seeds 32] [--quick] [--json]
+    python -m benchmarks.world [--models DIR] [--prompts N] [--seeds N] [--quick] [--json]
 
-8 Euler steps at guidance 2.5, score = faithfulness * (.8 + .2 crispness). The best fixed model and
-the best per prompt are chosen on one half of the seeds and scored on the other half, averaged over
-40 random halves.
+Held-out prompts as `sample_prompt` draws them, 8 Euler steps at guidance 2.5, score =
+faithfulness * (.8 + .2 crispness). The best fixed setting, the best per kind and the best per prompt are chosen on
+one half of the seeds and scored on the other, averaged over 40 random halves.
 
-Shapes: S models, P prompts, R seeds (renders), B pictures.
+Shapes: S settings (checkpoint, or base + LoRA), P prompts, R seeds (renders), B pictures.
 """
 
 from __future__ import annotations
@@ -85,20 +85,89 @@ def choice_gap(scores_SPR, groups, num_splits=40, seed=0):
         by_group = judge_SP[best_P, np.arange(num_prompts)].mean()
         by_prompt = judge_SP[choose_SP.argmax(0), np.arange(num_prompts)].mean()
         totals += (fixed, by_group, by_prompt)
-    return dict(
-        zip(("fixed", "per_kind", "per_prompt"), (totals / num_splits).round(3), strict=True)
-    )
+    means = (totals / num_splits).round(3).tolist()
+    return dict(zip(("fixed", "per_group", "per_prompt"), means, strict=True))
 
 
-def evaluation_prompts(per_cell, *, split="holdout", seed=0):
-    """Prompts of every demo kind x {round, angular, mixed}, at most `per_cell` of each cell."""
+def evaluation_prompts(count, seed=0):
+    """Held-out prompts of the demo's kinds."""
     rng = np.random.default_rng(seed)
-    cells: dict[tuple, list] = {}
-    for _ in range(20000):
+    specs = []
+    while len(specs) < count:
         spec = prompts.sample_prompt(rng, kinds=KINDS)
-        if split and prompts.split_of(spec) != split:
-            continue
-        cell = cells.setdefault((spec.kind, prompts.prompt_concepts(spec)["shapes"]), [])
-        if len(cell) < per_cell:
-            cell.append(spec)
-    return [spec for key in sorted(cells) for spec in cells[key]]
+        if prompts.split_of(spec) == "holdout":
+            specs.append(spec)
+    return specs
+
+
+def concept(spec):
+    """The cell of the printed table: kind and family, counts split at three."""
+    families = prompts.prompt_concepts(spec)
+    if spec.kind in ("single", "two"):
+        return f"{spec.kind} {families['shapes']}"
+    if spec.kind == "colors":
+        return f"colors {families['colors']}"
+    if spec.objects[0].count > 3:
+        return "count 4-6"
+    family = families["shapes"] if families["colors"] == "any" else families["colors"]
+    return f"count 1-3 {family}"
+
+
+def settings(models_dir):
+    """Name -> model: every checkpoint, and the base with every LoRA merged at strength 1."""
+    models = {
+        path.stem.removeprefix("shapes-"): shapes_model.load(path)
+        for path in sorted((models_dir / "checkpoints").glob("*.safetensors"))
+    }
+    for path in sorted((models_dir / "loras").glob("*.safetensors")):
+        lora = shapes_model.load_lora(path)
+        name = f"base + {path.stem.removeprefix('shapes-')}"
+        models[name] = shapes_model.apply_lora(models["base"], lora, 1.0, 1.0)
+    return models
+
+
+def main():
+    """Print the table and the gaps; with --json one object as the last line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--models", type=Path, default=Path("data/models"))
+    parser.add_argument("--prompts", type=int, default=240)
+    parser.add_argument("--seeds", type=int, default=32)
+    parser.add_argument("--quick", action="store_true", help="40 prompts, 4 seeds: under a minute")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    num_prompts, num_seeds = (40, 4) if options.quick else (options.prompts, options.seeds)
+    specs = evaluation_prompts(num_prompts)
+    cells = [concept(spec) for spec in specs]
+    began = time.perf_counter()
+    scores, ms_per_image = {}, []
+    for name, model in settings(options.models).items():
+        scores[name], ms = render_scores(model, specs, num_seeds)
+        ms_per_image.append(ms)
+    names = list(scores)
+    print(f"{'':20}{'n':>4} " + " ".join(f"{name[:10]:>10}" for name in names))
+    table = {}
+    for cell in sorted(set(cells)):
+        rows = [i for i, other in enumerate(cells) if other == cell]
+        table[cell] = {name: round(float(scores[name][rows].mean()), 3) for name in names}
+        values = " ".join(f"{table[cell][name]:10.2f}" for name in names)
+        print(f"{cell:20}{len(rows):4} {values}")
+    means = {name: round(float(scores[name].mean()), 3) for name in names}
+    print(f"{'all':20}{len(specs):4} " + " ".join(f"{means[name]:10.2f}" for name in names))
+    gap = choice_gap(np.stack(list(scores.values())), [spec.kind for spec in specs])
+    per_concept = choice_gap(np.stack(list(scores.values())), cells)["per_group"]
+    result = {
+        "fixed": gap["fixed"],
+        "per_kind": gap["per_group"],
+        "per_concept": per_concept,
+        "per_prompt": gap["per_prompt"],
+        "sampling_cpu_ms_per_image": round(float(np.mean(ms_per_image)), 2),
+        "wall_s": round(time.perf_counter() - began, 1),
+    }
+    print("  ".join(f"{key} {value}" for key, value in result.items()))
+    if options.json:
+        print(json.dumps({**result, "settings": means, "cells": table}))
+
+
+if __name__ == "__main__":
+    main()
