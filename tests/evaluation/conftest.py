@@ -137,7 +137,5 @@ def decision_path(tmp_path):
     designs = {"name": "valid designs", "value": 5000, "bound": 5000, "rule": "="}
     checks = [{**check, "holds": True}, {**designs, "holds": True}]
     path = tmp_path / "decision.json"
-    path.write_text(
-        json.dumps({"promoted": True, "opponent": "best_fixed", "checks": checks})
-    )
+    path.write_text(json.dumps({"promoted": True, "opponent": "best_fixed", "checks": checks}))
     return path

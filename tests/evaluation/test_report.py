@@ -1,4 +1,4 @@
-"""Facts pinned: one file, nothing external, everything said; the same input gives the same bytes."""
+"""Facts pinned: one file, nothing external, everything said; same input, same bytes."""
 
 import json
 import re

@@ -44,7 +44,9 @@ def snapshot(parsed: Namespace) -> int:
     catalogue = Catalogue.load(parsed.catalogue)
     out = Path(parsed.out)
     if not out.name.endswith((".json", ".json.gz")):
-        raise ValueError(f"--out: got {parsed.out!r}, expected a name ending with .json or .json.gz")
+        raise ValueError(
+            f"--out: got {parsed.out!r}, expected a name ending with .json or .json.gz"
+        )
     data = (json.dumps(catalogue.to_json(), indent=1) + "\n").encode()
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(gzip.compress(data, mtime=0) if out.name.endswith(".gz") else data)

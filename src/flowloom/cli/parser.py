@@ -8,7 +8,9 @@ from typing import NoReturn
 
 from flowloom import __version__
 
-CATALOGUE_HELP = "catalogue: 'embedded', or a .json or .json.gz file (saved, or an object_info answer)"
+CATALOGUE_HELP = (
+    "catalogue: 'embedded', or a .json or .json.gz file (saved, or an object_info answer)"
+)
 PATH_HELP = "a workflow (.json), a ComfyUI PNG, a .jsonl of workflows, or a folder of these"
 POLICIES = ("grpo", "sft", "best_fixed", "retrieval", "random")
 
@@ -17,7 +19,7 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line and exit status 2."""
 
     def __init__(self, *arguments, **options):
-        """As `argparse.ArgumentParser`, with no abbreviations: they break when options are added."""
+        """As `argparse.ArgumentParser`, without abbreviations: new options would break them."""
         options.setdefault("formatter_class", Formatter)
         super().__init__(*arguments, allow_abbrev=False, **options)
 
@@ -40,9 +42,9 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="flowloom",
         description="Turn a prompt into the text-to-image workflow that draws it best.",
-        epilog="flowloom COMMAND --help explains a command. Results go to standard output, progress "
-        "and\nerrors to standard error. Exit status: 0 yes, 1 no (invalid, failed), 2 wrong usage or "
-        "input.",
+        epilog="flowloom COMMAND --help explains a command. Results go to standard output, progress\n"
+        "and errors to standard error. Exit status: 0 yes, 1 no (invalid, failed), 2 wrong usage\n"
+        "or unreadable input.",
     )
     parser.add_argument("--version", action="version", version=f"flowloom {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -70,9 +72,7 @@ def _json(parser: Parser) -> None:
 
 
 def _catalogue(parser: Parser, required: bool = True) -> None:
-    parser.add_argument(
-        "--catalogue", metavar="FILE|URL", required=required, help=CATALOGUE_HELP
-    )
+    parser.add_argument("--catalogue", metavar="FILE|URL", required=required, help=CATALOGUE_HELP)
 
 
 def _paths(parser: Parser) -> None:
@@ -95,13 +95,17 @@ def _add_design(commands) -> None:
     )
     _catalogue(parser, required=False)
     parser.add_argument(
-        "--n", type=positive, default=4, help="designs per prompt, best first (%(default)s)"
+        "--n",
+        metavar="N",
+        type=positive,
+        default=4,
+        help="designs per prompt, best first (%(default)s)",
     )
     parser.add_argument(
         "--guidance",
+        metavar="W",
         type=float,
-        default=1.5,
-        help="extrapolation from SFT (0) through GRPO (1) and beyond (%(default)s)",
+        help="extrapolation from SFT (0) through GRPO (1) and beyond (as evaluated, else 1.5)",
     )
     parser.add_argument("--seed", type=natural, default=0, help="of the designs (%(default)s)")
     parser.add_argument(
@@ -179,7 +183,8 @@ def _add_pictures(commands) -> None:
     render.add_argument(
         "--catalogue-dir",
         metavar="DIR",
-        help="folder with catalogue.json.gz and models/ (a registered model); default: shipped models",
+        help="folder with catalogue.json.gz and models/, such as a registered model; default: the "
+        "shipped models",
     )
     _json(render)
 
@@ -197,7 +202,9 @@ def _add_catalogue(commands) -> None:
         "catalogue", help="Show, save and compare catalogues", description="Catalogues."
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    show = actions.add_parser("show", help="node classes, files and limits", description="Show one.")
+    show = actions.add_parser(
+        "show", help="node classes, files and limits", description="Show one."
+    )
     show.add_argument(
         "catalogue", nargs="?", default="embedded", metavar="FILE|URL", help=CATALOGUE_HELP
     )
@@ -260,7 +267,10 @@ def _add_registry(commands) -> None:
         " Exit status: 0 promoted, 1 held.",
     )
     promote.add_argument(
-        "--version", type=positive, metavar="N", help="a registered version instead of the candidate"
+        "--version",
+        type=positive,
+        metavar="N",
+        help="a registered version instead of the candidate",
     )
     promote.add_argument("--recipe", metavar="NAME", default="demo", help="its gate (%(default)s)")
     _json(promote)

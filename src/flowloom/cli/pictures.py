@@ -92,7 +92,9 @@ def score(parsed: Namespace) -> int:
             [r["path"], f"{r['score']:.3f}", *(f"{r['breakdown'][t]:.3f}" for t in terms)]
             for r in results
         ]
-        print_table(f"{parsed.prompt!r}, rubric {parsed.rubric}", ["picture", "score", *terms], cells)
+        print_table(
+            f"{parsed.prompt!r}, rubric {parsed.rubric}", ["picture", "score", *terms], cells
+        )
     return OK
 
 

@@ -1,4 +1,4 @@
-"""Charts as inline SVG text. Colours come from the page's CSS classes, so they follow light and dark."""
+"""Charts as inline SVG text. Colours come from the page's CSS, so they follow light and dark."""
 
 from __future__ import annotations
 

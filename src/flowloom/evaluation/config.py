@@ -25,7 +25,7 @@ class EvaluateConfig:
     num_prompts: int = 160
     """Held-out prompts, the same number of each kind as far as there are."""
     num_seeds: int = 2
-    """Renders per prompt and policy; every (prompt, seed) has noise of its own, shared by policies."""
+    """Renders per prompt and policy; each (prompt, seed) has its own noise, shared by policies."""
     num_designs: int = 4
     """Designs a policy writes per prompt; the best by predicted score is rendered, as `flowloom
     design --n` would list it first."""
@@ -35,6 +35,8 @@ class EvaluateConfig:
     """Temperature of sft_cold, the cheap rival of guidance."""
     num_unrendered: int = 5000
     """Designs checked for validity, decoding and diversity without rendering."""
+    rubric: str = "shapes"
+    """How pictures are scored."""
     num_resamples: int = 10_000
     """Bootstrap resamples."""
     level: float = 0.95

@@ -49,7 +49,7 @@ def report(
         evaluation: What `evaluate` wrote.
         generator: What `tune_generator` wrote.
         decision: `decision.json` of the gate, or the folder that holds it.
-        training: What the training stages wrote; their runs' metrics are drawn where they lie beside.
+        training: What training stages wrote; metrics of their runs are drawn where they lie beside.
     """
     page = render(
         config,
@@ -175,7 +175,8 @@ def _generator(folder: Path) -> dict[str, Any] | None:
     kinds = sorted(
         key.removeprefix("serve/")
         for key in curve["before"]
-        if key.startswith("serve/") and key not in ("serve/score", "serve/out_of_range", "serve/spread")
+        if key.startswith("serve/")
+        and key not in ("serve/score", "serve/out_of_range", "serve/spread")
     )
     return {
         "file": file["name"],
@@ -196,7 +197,7 @@ def _decision(path: Path | None) -> dict[str, Any] | None:
 
 
 def _training(folder: Path) -> list[tuple[str, str]]:
-    """Curves of one training stage from the metrics of the run that wrote `folder`, if they are there.
+    """Curves of one training stage from the metrics beside the folder it wrote, if they are there.
 
     A run that was killed and resumed logged some steps twice, equal both times: the last counts.
     """

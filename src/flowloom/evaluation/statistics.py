@@ -122,7 +122,9 @@ def choose_by_halves(scores_WS: np.ndarray) -> float:
     """
     scores_WS = np.asarray(scores_WS, float)
     if scores_WS.ndim != 2 or scores_WS.shape[1] < 2:
-        raise ValueError(f"choose_by_halves: got shape {scores_WS.shape}, expected (workflows, >= 2)")
+        raise ValueError(
+            f"choose_by_halves: got shape {scores_WS.shape}, expected (workflows, >= 2)"
+        )
     even_W, odd_W = scores_WS[:, 0::2].mean(axis=1), scores_WS[:, 1::2].mean(axis=1)
     return float((odd_W[even_W.argmax()] + even_W[odd_W.argmax()]) / 2)
 

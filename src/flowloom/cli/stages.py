@@ -1,0 +1,152 @@
+"""`run`: one stage of a recipe, after the stages it needs."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import itertools
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from flowloom.cli import OK
+from flowloom.cli.output import print_json, print_table
+from flowloom.config import check, parse_assignments, to_dict
+from flowloom.recipes import resolve, stage_config
+from flowloom.stages import STAGES
+
+MAKES = {
+    "catalogue": "publish_generator",
+    "pairs": "build_pairs",
+    "triplets": "build_triplets",
+    "designer": "train_sft",
+    "members": "train_reward",
+    "reward": "calibrate_reward",
+    "adapter": "train_grpo",
+    "generator": "tune_generator",
+    "evaluation": "evaluate",
+}
+"""Which stage makes an input."""
+
+
+def run(parsed: Namespace) -> int:
+    """Run a stage, and first those that make the inputs it was not given."""
+    if parsed.stage == "list":
+        rows = [[name, ", ".join(s.inputs), ", ".join(s.optional)] for name, s in STAGES.items()]
+        print_table("Stages", ["stage", "inputs", "optional inputs"], rows)
+        return OK
+    if parsed.stage not in STAGES:
+        raise ValueError(f"stage: got {parsed.stage!r}, expected one of {', '.join(STAGES)}")
+    config = stage_config(parsed.recipe, parsed.stage, parse_assignments(parsed.assignments))
+    given = _given(parsed.input)
+    if parsed.dry_run:
+        return _describe(parsed, config, given)
+
+    from flowloom import stages
+
+    members = given.get("members")
+    if members is not None:
+        given["members"] = members if isinstance(members, list) else [members]
+    made: dict[str, Any] = dict(given)
+    for name in STAGES[parsed.stage].inputs:
+        if name not in made:
+            made[name] = _make(name, parsed.recipe, {})
+    result = stages.run(parsed.stage, config, made)
+    if parsed.json:
+        record = {"stage": result.stage, "out": str(result.out_dir), "digest": result.digest}
+        print_json({**record, "cached": result.cached, "metrics": result.metrics})
+    else:
+        rows = [[name, f"{value:.6g}"] for name, value in result.metrics.items()]
+        before = ", finished before" if result.cached else ""
+        print_table(f"{result.stage}: {result.out_dir}{before}", ["metric", "value"], rows)
+    return OK
+
+
+def _make(name: str, recipe: str, done: dict[str, Any]) -> Any:
+    """Run the stage that makes an input, and first those before it; each once."""
+    from flowloom import stages
+
+    if name not in done:
+        stage = MAKES[name]
+        inputs = {other: _make(other, recipe, done) for other in STAGES[stage].inputs}
+        if name == "members":
+            number = resolve(recipe).calibrate_reward.num_members
+            configs = [stage_config(recipe, stage, {"member": k}) for k in range(number)]
+            done[name] = [stages.run(stage, config, inputs).out_dir for config in configs]
+        else:
+            done[name] = stages.run(stage, stage_config(recipe, stage), inputs).out_dir
+    return done[name]
+
+
+def _given(assignments: list[str]) -> dict[str, Any]:
+    """`NAME=PATH` options; a name given twice has a list."""
+    given: dict[str, Any] = {}
+    for assignment in assignments:
+        name, separator, text = assignment.partition("=")
+        check(bool(separator and name and text), "--input", assignment, "NAME=PATH")
+        path = Path(text)
+        if not path.exists():
+            raise ValueError(f"--input {name}: {path}: no such file or folder")
+        if name not in given:
+            given[name] = path
+        else:
+            earlier = given[name]
+            given[name] = [*(earlier if isinstance(earlier, list) else [earlier]), path]
+    return given
+
+
+def _describe(parsed: Namespace, config: Any, given: dict[str, Any]) -> int:
+    """Show the resolved configuration and where inputs come from; runs nothing."""
+    stage = STAGES[parsed.stage]
+    for name in given:
+        expected = ", ".join(stage.inputs + stage.optional) or "none"
+        known = name in stage.inputs + stage.optional
+        check(known, f"{parsed.stage}: input", name, f"one of: {expected}")
+    sources = {name: str(given.get(name, f"stage {MAKES[name]}")) for name in stage.inputs}
+    sources |= {name: str(given[name]) for name in stage.optional if name in given}
+    if parsed.json:
+        print_json({"stage": parsed.stage, "config": to_dict(config), "inputs": sources})
+        return OK
+    rows = [[path, json.dumps(value), doc] for path, value, doc in fields(config)]
+    title = f"{parsed.stage}, recipe {parsed.recipe}: --set FIELD=VALUE replaces a field"
+    print_table(title, ["field", "value", "meaning"], rows)
+    if sources:
+        print_table("Inputs", ["input", "from"], [[k, v] for k, v in sources.items()])
+    return OK
+
+
+def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Dotted name, value and explanation of every field of a configuration, nested ones too."""
+    docs = _docs(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from fields(value, f"{prefix}{field.name}.")
+        else:
+            plain = list(value) if isinstance(value, tuple) else value
+            yield f"{prefix}{field.name}", plain, docs.get(field.name, "")
+
+
+def _docs(config_class: type) -> dict[str, str]:
+    """The text under each field, which Python itself does not keep."""
+    module = sys.modules.get(config_class.__module__) or importlib.import_module(
+        config_class.__module__
+    )
+    tree = ast.parse(inspect.getsource(module))
+    (body,) = [
+        node.body
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and node.name == config_class.__name__
+    ]
+    docs = {}
+    for line, text in itertools.pairwise(body):
+        if not (isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)):
+            continue
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            docs[line.target.id] = " ".join(str(text.value.value).split())
+    return docs
