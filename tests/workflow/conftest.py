@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+import pytest
+
+from flowloom.workflow import Catalogue, Grammar, Vocabulary
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Catalogue:
+    return Catalogue.load("embedded")
+
+
+@pytest.fixture(scope="session")
+def vocabulary(embedded) -> Vocabulary:
+    return Vocabulary.build(embedded)
+
+
+@pytest.fixture(scope="session")
+def grammar(embedded, vocabulary) -> Grammar:
+    return Grammar(embedded, vocabulary)
