@@ -3,8 +3,8 @@
     python -m benchmarks.world [--models DIR] [--prompts N] [--seeds N] [--quick] [--json]
 
 Held-out prompts as `sample_prompt` draws them, 8 Euler steps at guidance 2.5, score =
-faithfulness * (.8 + .2 crispness). The best fixed setting, the best per kind and the best per prompt are chosen on
-one half of the seeds and scored on the other, averaged over 40 random halves.
+faithfulness * (.8 + .2 crispness). The best fixed setting, the best per kind and the best per
+prompt are chosen on one half of the seeds and scored on the other, averaged over 40 random halves.
 
 Shapes: S settings (checkpoint, or base + LoRA), P prompts, R seeds (renders), B pictures.
 """

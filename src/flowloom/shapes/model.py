@@ -89,6 +89,8 @@ class MLP(nn.Module):
         super().__init__()
         self.up = nn.Linear(width, hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
+        # Residual writes (this one and to_out) start at zero: every block starts as the identity.
+        nn.init.zeros_(self.down.weight)
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """Apply it to every token."""
@@ -115,6 +117,7 @@ class TextBlock(nn.Module):
             nn.Linear(D, D, bias=False) for _ in range(4)
         )
         self.mlp = MLP(D, config.mlp_ratio * D)
+        nn.init.zeros_(self.to_out.weight)
 
     def forward(self, x_BLD: Tensor, bias: Tensor) -> Tensor:
         """Update every text token; `bias` hides padding."""
@@ -165,6 +168,7 @@ class ImageBlock(nn.Module):
         )
         self.text_k, self.text_v = (nn.Linear(D, D, bias=False) for _ in range(2))
         self.mlp = MLP(D, config.mlp_ratio * D)
+        nn.init.zeros_(self.to_out.weight)
         self.modulation = nn.Linear(D, 6 * D)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
@@ -203,10 +207,6 @@ class ShapesModel(nn.Module):
         for layer in (self.final_modulation, self.patch_out):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
-        # Residual writes start at zero, so every block starts as the identity.
-        for block in (*self.text.blocks, *self.blocks):
-            nn.init.zeros_(block.to_out.weight)
-            nn.init.zeros_(block.mlp.down.weight)
 
     def encode_text(self, token_ids: Sequence[Sequence[int]] | Tensor) -> Conditioning:
         """Encode token ids: lists from `prompts.tokenize`, or `[B, <=L]` padded with 0."""

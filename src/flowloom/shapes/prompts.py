@@ -17,8 +17,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -159,7 +160,7 @@ def sample_prompt(
         ValueError: An unknown kind.
     """
 
-    def pick(values):
+    def pick(values: Sequence) -> Any:
         return values[int(rng.integers(len(values)))]
 
     def size():
@@ -175,10 +176,10 @@ def sample_prompt(
         color = pick(colors) if rng.random() < color_frac else None
         objects = (ShapeObject(shape=pick(shapes), color=color, count=int(pick(counts))),)
     elif kind in ("two", "position", "binding"):
-        pair = [shapes[i] for i in rng.permutation(len(shapes))[:2]]
-        tints = [None, None]
+        pair = [str(shapes[i]) for i in rng.permutation(len(shapes))[:2]]
+        tints: list[str | None] = [None, None]
         if kind == "binding":
-            tints = [colors[i] for i in rng.permutation(len(colors))[:2]]
+            tints = [str(colors[i]) for i in rng.permutation(len(colors))[:2]]
         objects = tuple(
             ShapeObject(shape=s, color=c, size=size()) for s, c in zip(pair, tints, strict=True)
         )
@@ -190,7 +191,7 @@ def sample_prompt(
     return dataclasses.replace(spec, text=_word(spec, pick))
 
 
-def _word(spec: PromptSpec, pick) -> str:
+def _word(spec: PromptSpec, pick: Callable[[Sequence], Any]) -> str:
     """One wording of a meaning; `pick` chooses among synonyms."""
     phrases = []
     for item in spec.objects:
@@ -206,7 +207,7 @@ def _word(spec: PromptSpec, pick) -> str:
             words.insert(0, "an" if words[0][0] in "aeiou" else "a")
         phrases.append(words)
     body = phrases[0]
-    if spec.kind == "position":
+    if spec.relation:
         body = body + list(pick(_RELATION_PHRASES[spec.relation])) + phrases[1]
     elif len(phrases) == 2:
         body = body + [pick(_CONNECTIVES)] + phrases[1]

@@ -85,7 +85,7 @@ _FEW = (1, 2, 3)
 def _shape_job(name: str, shapes: tuple[str, ...], card: str) -> Job:
     kinds = ("single", "two", "two", "counting", "counting")
     concept = Concept(kinds=kinds, shapes=shapes, counts=_FEW, color_frac=0.0)
-    return Job(name=name, concept=concept, steps=6000, card=card)
+    return Job(name=name, concept=concept, steps=4000, card=card)
 
 
 def _color_job(name: str, family: str, card: str) -> Job:
@@ -95,7 +95,7 @@ def _color_job(name: str, family: str, card: str) -> Job:
         counts=_FEW,
         color_frac=1.0,
     )
-    return Job(name=name, concept=concept, steps=6000, card=card)
+    return Job(name=name, concept=concept, steps=4000, card=card)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -162,7 +162,7 @@ class WorldConfig:
         Job(
             name="shapes-counting",
             concept=Concept(kinds=("counting",), counts=(3, 4, 5, 6)),
-            steps=7000,
+            steps=5500,
             card="specialist for counting three, four, five or six objects of any shape and colour",
         ),
         _color_job(
@@ -179,7 +179,7 @@ class WorldConfig:
             name="shapes-two-objects",
             role="lora",
             concept=Concept(kinds=("two",)),
-            steps=1500,
+            steps=1200,
             card="for the base: two objects of different shapes",
         ),
     )
@@ -230,9 +230,9 @@ def flow_loss(model: ShapesModel, x0_BCHW, ids_BL, t_B, noise_BCHW, kept_B1) -> 
 class Muon:
     """Momentum orthogonalised by Newton-Schulz (Jordan, 2024), batched over equal shapes."""
 
-    def __init__(self, params: list[nn.Parameter], momentum: float):
+    def __init__(self, params: Sequence[Tensor], momentum: float):
         self.momentum = momentum
-        groups: dict[tuple, list[nn.Parameter]] = {}
+        groups: dict[tuple, list[Tensor]] = {}
         for p in params:
             groups.setdefault(tuple(p.shape), []).append(p)
         self.groups = list(groups.values())
@@ -242,7 +242,7 @@ class Muon:
     def step(self, lr: float) -> None:
         """Update every matrix from its gradient."""
         for group, buffer in zip(self.groups, self.buffers, strict=True):
-            grads = torch.stack([p.grad for p in group])
+            grads = torch.stack([p.grad for p in group if p.grad is not None])
             buffer.lerp_(grads, 1 - self.momentum)
             update = orthogonalize(torch.lerp(grads, buffer, self.momentum))
             scale = lr * max(1.0, update.shape[1] / update.shape[2]) ** 0.5
@@ -303,7 +303,7 @@ class Trainer:
                     adapter = LowRank(param, config.lora_rank)
                     parametrize.register_parametrization(module, "weight", adapter)
         self.trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        self.params = list(self.trained.values())
+        self.params: list[Tensor] = list(self.trained.values())
         self.ema = [p.detach().clone() for p in self.params]
         matrices = [n for n, p in self.trained.items() if job.role != "lora" and is_muon(n, p)]
         self.muon = Muon([self.trained[n] for n in matrices], config.muon_momentum)
@@ -499,7 +499,7 @@ def train_world(config: WorldConfig, run: Run) -> dict[str, float]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line of `build_world`."""
     parser = argparse.ArgumentParser(
-        prog="python -m flowloom.shapes.train_world", description=__doc__.split("\n\n")[0]
+        prog="python -m flowloom.shapes.train_world", description=str(__doc__).split("\n\n")[0]
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the shipped models")
     parser.add_argument("--work", type=Path, required=True, help="folder of training states")
