@@ -187,6 +187,21 @@ class Engine:
         )
 
 
+def batch_key(workflow: Workflow) -> tuple:
+    """Sorts workflows so that those whose samplers can share a batch lie together."""
+    files, samplers, scales = [], [], []
+    for node_id in workflow.order():
+        inputs = workflow.nodes[node_id].inputs
+        for name in ("ckpt_name", "lora_name"):
+            if name in inputs:
+                files.append([inputs[name], inputs.get("strength_model")])
+        if "sampler_name" in inputs:
+            samplers.append([inputs["sampler_name"], inputs.get("steps")])
+        if "scale_by" in inputs:
+            scales.append(inputs["scale_by"])
+    return str(files), len(samplers), str(scales), str(samplers)
+
+
 def noise(seed: int, shape: Sequence[int]) -> Tensor:
     """Standard normal noise of one job: a function of its seed and shape alone."""
     generator = torch.Generator().manual_seed(seed % 2**64)

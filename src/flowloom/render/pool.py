@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from flowloom.config import check
-from flowloom.render.engine import BATCH_SIZE, Engine, RenderJob, RenderResult
+from flowloom.render.engine import BATCH_SIZE, Engine, RenderJob, RenderResult, batch_key
 from flowloom.render.models import ModelStore
 from flowloom.render.worker import receive, send
 
-Then = Callable[[Sequence[RenderJob], list[RenderResult]], Any]
+Then = Callable[[Sequence[Any], list[RenderResult]], Any]
 """What a worker makes of a rendered chunk; a function of a module, since it travels by name."""
 
 
@@ -151,7 +151,7 @@ def render_many(
     jobs: Sequence[RenderJob],
     catalogue_dir: Path | None = None,
     num_processes: int = 2,
-    chunk_size: int = 256,
+    chunk_size: int = 64,
 ) -> list[RenderResult]:
     """Render workflows on several processes, results in their order.
 
@@ -164,9 +164,15 @@ def render_many(
     Raises:
         ValueError: A workflow cannot be executed; names the job.
     """
-    chunks = [jobs[first : first + chunk_size] for first in range(0, len(jobs), chunk_size)]
+    keys = [batch_key(job.workflow) for job in jobs]
+    order = sorted(range(len(jobs)), key=lambda place: (keys[place], place))
+    chunks = [order[first : first + chunk_size] for first in range(0, len(order), chunk_size)]
+    results: dict[int, RenderResult] = {}
     with RenderPool(catalogue_dir, min(num_processes, max(len(chunks), 1))) as pool:
-        return list(itertools.chain.from_iterable(pool.map(chunks)))
+        rendered = pool.map([[jobs[place] for place in chunk] for chunk in chunks])
+        for chunk, pictures in zip(chunks, rendered, strict=True):
+            results.update(zip(chunk, pictures, strict=True))
+    return [results[place] for place in range(len(jobs))]
 
 
 def _worker_environment() -> dict[str, str]:

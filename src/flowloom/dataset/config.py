@@ -1,0 +1,161 @@
+"""Configurations of the dataset stages: `build_pairs` and `build_triplets`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from flowloom.config import check
+
+DEMO_KINDS = ("single", "two", "counting", "colors")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptsConfig:
+    """Prompt lists; splits are made by meaning, so no wording of a test prompt is trained on."""
+
+    kinds: tuple[str, ...] = DEMO_KINDS
+    """Kinds of prompts, each as often as the others."""
+    num_train: int = 480
+    """Prompts of the train split."""
+    num_calibration: int = 80
+    """Prompts of the calibration split."""
+    num_test: int = 320
+    """Held-out prompts in `prompts.json`, for evaluation."""
+    seed: int = 0
+    """Seed of the lists."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        check(bool(self.kinds), "kinds", self.kinds, "at least one kind")
+        for name in ("num_train", "num_calibration", "num_test"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), ">= 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PriorConfig:
+    """What random workflows look like: the shipped token weights, with some replaced."""
+
+    budget: int = 64
+    """Most tokens of a workflow."""
+    steps: tuple[int, ...] = (4, 6, 8, 12, 16, 20)
+    """Numbers of steps that get a weight of their own."""
+    steps_weights: tuple[float, ...] = (3.0, 3.0, 3.0, 1.0, 0.3, 0.1)
+    """Their weights; few steps, since rendering costs in proportion."""
+    heun_weight: float = 0.25
+    """Weight of the sampler heun against 1 for euler: it costs twice as much per step."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        check(self.budget >= 16, "budget", self.budget, ">= 16")
+        same = len(self.steps) == len(self.steps_weights)
+        check(same, "steps_weights", self.steps_weights, f"{len(self.steps)} weights, as in steps")
+        positive = min(self.steps_weights, default=1.0) > 0
+        check(positive, "steps_weights", self.steps_weights, "weights > 0")
+        check(self.heun_weight > 0, "heun_weight", self.heun_weight, "> 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BuildPairsConfig:
+    """`build_pairs`: prompts with valid workflows, the prior that SFT learns first."""
+
+    prompts: PromptsConfig = PromptsConfig()
+    """Prompt lists; the train split is used."""
+    prior: PriorConfig = PriorConfig()
+    """What random workflows look like."""
+    num_pairs: int = 4000
+    """Pairs, each workflow once per prompt."""
+    mutated_frac: float = 0.3
+    """Share that are small edits of sane base workflows; the others are drawn from the grammar."""
+    seed: int = 0
+    """Seed of workflows and their prompts."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        check(self.num_pairs >= 1, "num_pairs", self.num_pairs, ">= 1")
+        check(0 <= self.mutated_frac <= 1, "mutated_frac", self.mutated_frac, "in [0, 1]")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PanelConfig:
+    """Sane base workflows rendered on common prompts and noises; best_fixed is chosen among them.
+
+    Successive halving: every round has fresh prompts, and the better workflows go on. After the
+    first round small variations of the best join.
+    """
+
+    settings: tuple[str, ...] = ("4/2.0", "8/1.5", "8/3.0")
+    """Steps / guidance tried with every checkpoint."""
+    lora_settings: tuple[str, ...] = ("8/2.5",)
+    """Steps / guidance tried with every checkpoint and LoRA at strength 1."""
+    num_prompts: tuple[int, ...] = (48, 64, 128)
+    """Train prompts of each round, one seed each, none of them used in an earlier round."""
+    num_kept: tuple[int, ...] = (6, 6)
+    """Workflows that go on after each round but the last."""
+    num_varied: int = 2
+    """Of these, how many are varied (steps, guidance, scheduler, ...) after the first round."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        rounds = len(self.num_prompts)
+        check(rounds >= 1, "num_prompts", self.num_prompts, "at least one round")
+        fits = len(self.num_kept) == rounds - 1
+        check(fits, "num_kept", self.num_kept, f"{rounds - 1} numbers, one less than num_prompts")
+        for number in (*self.num_prompts, *self.num_kept):
+            check(number >= 1, "num_prompts, num_kept", number, ">= 1")
+        check(bool(self.settings), "settings", self.settings, "at least one")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BuildTripletsConfig:
+    """`build_triplets`: prompts x workflows x seeds, rendered and scored.
+
+    One render says little: its noise (sd about .3) hides most of the difference between workflows
+    (.1 to .25). For learning a reward, many cells with one seed each teach more than few cells with
+    many, since the network averages over similar cells; choosing among cells of one prompt wants
+    several seeds. So random cells have one seed, later rounds of evolved cells more (the last one
+    at least 4), and calibration cells 4. What is claimed is measured by `evaluate` with more.
+    """
+
+    prompts: PromptsConfig = PromptsConfig()
+    """Prompt lists."""
+    prior: PriorConfig = PriorConfig()
+    """What random workflows look like."""
+    panel: PanelConfig = PanelConfig()
+    """The workflows that best_fixed is chosen from."""
+    random_cells: int = 5
+    """Random workflows per train prompt, one seed each."""
+    evolved_cells: tuple[int, ...] = (3, 2, 1)
+    """Evolved workflows per train prompt, by round: edits of what looked best on prompts of the
+    same concept so far, or (`kept_frac`) that itself."""
+    evolved_seeds: tuple[int, ...] = (1, 2, 4)
+    """Seeds of each evolved cell, by round."""
+    num_parents: int = 12
+    """Workflows per concept that edits start from."""
+    kept_frac: float = 0.3
+    """Share of evolved cells that take a parent as it is; all of the last round's."""
+    calibration_cells: int = 4
+    """Workflows per calibration prompt: half random, half evolved."""
+    calibration_seeds: int = 4
+    """Seeds of each of these."""
+    rubric: str = "shapes"
+    """How pictures are scored."""
+    num_processes: int = 2
+    """Render workers; changes no result."""
+    shard_size: int = 64
+    """Renders per shard, the unit of work and of resuming."""
+    seed: int = 0
+    """Seed of workflows and noise."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        same = len(self.evolved_cells) == len(self.evolved_seeds)
+        check(same, "evolved_seeds", self.evolved_seeds, f"{len(self.evolved_cells)} numbers")
+        for number in (*self.evolved_cells, *self.evolved_seeds):
+            check(number >= 1, "evolved_cells, evolved_seeds", number, ">= 1")
+        for name in ("random_cells", "num_parents", "calibration_cells", "calibration_seeds"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), ">= 1")
+        check(0 <= self.kept_frac <= 1, "kept_frac", self.kept_frac, "in [0, 1]")
+        check(self.num_processes >= 1, "num_processes", self.num_processes, ">= 1")
+        check(self.shard_size >= 1, "shard_size", self.shard_size, ">= 1")
+        needed, there = sum(self.panel.num_prompts), self.prompts.num_train
+        check(needed <= there, "panel.num_prompts", needed, f"a sum of at most {there} (num_train)")

@@ -1,0 +1,265 @@
+"""What `build_triplets` renders, round by round: a function of configuration and earlier scores.
+
+Round r holds: the panel's round r; in round 0 the random cells, in round r > 0 the evolved cells
+number r - 1; in the last round the calibration cells.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from flowloom.dataset.config import BuildTripletsConfig
+from flowloom.dataset.prompts import concept_of, draw_prompts
+from flowloom.dataset.workflows import (
+    draw_workflows,
+    edited,
+    make_grammar,
+    panel_workflows,
+    variations,
+    writable,
+)
+from flowloom.shapes.prompts import PromptSpec
+from flowloom.workflow import Catalogue, Workflow
+
+SHRINK_RENDERS = 4.0
+"""Renders that a prior mean counts for: variance of noise over that of workflows, (.3 / .15)^2."""
+SHRINK_WORKFLOWS = 8.0
+"""The same for the mean over all concepts against that of one concept."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One workflow on one prompt."""
+
+    spec: PromptSpec
+    """The prompt."""
+    workflow: Workflow
+    """Template, in canonical form."""
+    fingerprint: str
+    """Template fingerprint."""
+    split: str
+    """`train` or `calibration`."""
+    origin: str
+    """`panel`, `random` or `evolved`."""
+    seeds: tuple[int, ...]
+    """Seeds to render."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rendered:
+    """A cell with its scores, one per seed."""
+
+    cell: Cell
+    scores: tuple[float, ...]
+
+
+class Plan:
+    """Decides the cells of each round."""
+
+    def __init__(self, config: BuildTripletsConfig, catalogue: Catalogue):
+        """Draw prompts and build the grammar."""
+        self.config = config
+        self.catalogue = catalogue
+        self.grammar = make_grammar(catalogue, config.prior)
+        lists = config.prompts
+        self.train = draw_prompts("train", lists.num_train, lists.kinds, lists.seed)
+        self.calibration = draw_prompts(
+            "calibration", lists.num_calibration, lists.kinds, lists.seed
+        )
+        self.num_rounds = max(len(config.panel.num_prompts), 1 + len(config.evolved_cells))
+
+    def cells(self, number: int, history: Sequence[Rendered]) -> list[Cell]:
+        """Cells of round `number`, given all rendered ones of the rounds before."""
+        config = self.config
+        rng = np.random.default_rng((config.seed, number))
+        cells = self._panel(number, history)
+        if number == 0:
+            flows = self._random(config.random_cells * len(self.train), number)
+            specs = [spec for _ in range(config.random_cells) for spec in self.train]
+            cells += self._cells(specs, flows, "train", "random", 1)
+        elif number <= len(config.evolved_cells):
+            last = number == len(config.evolved_cells)
+            count, seeds = config.evolved_cells[number - 1], config.evolved_seeds[number - 1]
+            specs = [spec for spec in self.train for _ in range(count)]
+            kept = 1.0 if last else config.kept_frac
+            flows = self._evolved(specs, history, rng, kept)
+            cells += self._cells(specs, flows, "train", "evolved", seeds)
+        if number == self.num_rounds - 1:
+            cells += self._calibration(history, rng, number)
+        return cells
+
+    def best_fixed(self, history: Sequence[Rendered]) -> tuple[Workflow, list[dict]]:
+        """The panel's workflow with the best mean over the prompts of the last round.
+
+        Returns:
+            The workflow, and a row of statistics for each one of the last round, best first.
+        """
+        panel = self.config.panel
+        first = sum(panel.num_prompts[:-1])
+        last = {spec.text for spec in self.train[first : first + panel.num_prompts[-1]]}
+        rows = _panel_means(r for r in history if r.cell.spec.text in last)
+        return rows[0]["workflow"], rows
+
+    def _panel(self, number: int, history: Sequence[Rendered]) -> list[Cell]:
+        panel = self.config.panel
+        if number >= len(panel.num_prompts):
+            return []
+        if number == 0:
+            flows = writable(panel_workflows(self.catalogue, panel), self.grammar)
+        else:
+            ranked = [row["workflow"] for row in _panel_means(history)]
+            flows = ranked[: panel.num_kept[number - 1]]
+            if number == 1:
+                for flow in ranked[: panel.num_varied]:
+                    flows += variations(flow, self.grammar)
+        flows = list({flow.template_fingerprint(): flow for flow in flows}.values())
+        first = sum(panel.num_prompts[:number])
+        specs = self.train[first : first + panel.num_prompts[number]]
+        grid = [(spec, flow) for flow in flows for spec in specs]
+        return self._cells([s for s, _ in grid], [f for _, f in grid], "train", "panel", 1)
+
+    def _random(self, num: int, number: int) -> list[Workflow]:
+        flows = draw_workflows(self.grammar, self.config.prior, num, self.config.seed + number)
+        return [flow.canonical(self.catalogue) for flow in flows]
+
+    def _calibration(
+        self, history: Sequence[Rendered], rng: np.random.Generator, number: int
+    ) -> list[Cell]:
+        config = self.config
+        specs = [spec for spec in self.calibration for _ in range(config.calibration_cells)]
+        drawn = self._random(len(specs), number + 1)
+        evolved = self._evolved(specs, history, rng, 0.5)
+        flows = [pair[k % 2] for k, pair in enumerate(zip(drawn, evolved, strict=True))]
+        seeds = config.calibration_seeds
+        cells = self._cells(specs[::2], flows[::2], "calibration", "random", seeds)
+        return cells + self._cells(specs[1::2], flows[1::2], "calibration", "evolved", seeds)
+
+    def _evolved(
+        self,
+        specs: Sequence[PromptSpec],
+        history: Sequence[Rendered],
+        rng: np.random.Generator,
+        kept_frac: float,
+    ) -> list[Workflow]:
+        """A workflow per prompt: one of its concept's best so far, kept or edited."""
+        ranked = rank_by_concept(history)
+        everywhere = ranked[None]
+        flows, edit = [], []
+        seen: dict[tuple[str, int], None] = {}
+        for place, spec in enumerate(specs):
+            parents = ranked.get(concept_of(spec), everywhere)[: self.config.num_parents]
+            # Better ones more often: a place's weight falls to a quarter over the list.
+            weights = 0.25 ** (np.arange(len(parents)) / max(len(parents) - 1, 1))
+            order = rng.choice(len(parents), len(parents), False, weights / weights.sum())
+            # No parent twice for a prompt as long as there are others.
+            pick = next((int(k) for k in order if (spec.text, int(k)) not in seen), int(order[0]))
+            seen[spec.text, pick] = None
+            flows.append(parents[pick])
+            if rng.random() >= kept_frac:
+                edit.append(place)
+        changed = edited([flows[place] for place in edit], self.grammar, rng)
+        for place, flow in zip(edit, changed, strict=True):
+            flows[place] = flow
+        return flows
+
+    def _cells(
+        self,
+        specs: Sequence[PromptSpec],
+        flows: Sequence[Workflow],
+        split: str,
+        origin: str,
+        num_seeds: int,
+    ) -> list[Cell]:
+        cells = []
+        for spec, flow in zip(specs, flows, strict=True):
+            fingerprint = flow.template_fingerprint()
+            # The panel compares workflows on common noise; elsewhere fresh noise teaches more.
+            name = "panel" if origin == "panel" else fingerprint
+            seeds = tuple(
+                render_seed(self.config.seed, spec.text, name, k) for k in range(num_seeds)
+            )
+            cells.append(Cell(spec, flow, fingerprint, split, origin, seeds))
+        return cells
+
+
+def render_seed(seed: int, prompt: str, name: str, number: int) -> int:
+    """Seed of one render, below 2^48 so that every reader holds it exactly."""
+    digest = hashlib.sha256(f"{seed}|{prompt}|{name}|{number}".encode()).digest()
+    return int.from_bytes(digest[:6], "big")
+
+
+def rank_by_concept(
+    history: Iterable[Rendered],
+) -> dict[tuple[str, str, str] | None, list[Workflow]]:
+    """Workflows of each concept, best first, by shrunk mean score; under None of all prompts.
+
+    The mean of a workflow's n renders within a concept is drawn toward the mean m of everything
+    rendered there with the same model files, which is itself drawn toward the concept's mean:
+
+        (sum of scores + SHRINK_RENDERS * m) / (n + SHRINK_RENDERS)
+    """
+    groups: dict[tuple | None, list[Rendered]] = defaultdict(list)
+    for rendered in history:
+        if rendered.cell.split == "train":
+            groups[None].append(rendered)
+            groups[concept_of(rendered.cell.spec)].append(rendered)
+    return {concept: _rank(members) for concept, members in groups.items()}
+
+
+def _rank(members: Sequence[Rendered]) -> list[Workflow]:
+    scores: dict[str, list[float]] = defaultdict(list)
+    by_files: dict[tuple, list[float]] = defaultdict(list)
+    flow_of: dict[str, Workflow] = {}
+    for rendered in members:
+        fingerprint = rendered.cell.fingerprint
+        flow_of.setdefault(fingerprint, rendered.cell.workflow)
+        scores[fingerprint] += rendered.scores
+        by_files[files_of(rendered.cell.workflow)] += rendered.scores
+    overall = float(np.mean([score for values in scores.values() for score in values]))
+    prior = {
+        files: _shrunk(values, overall, SHRINK_WORKFLOWS) for files, values in by_files.items()
+    }
+    value = {
+        fingerprint: _shrunk(values, prior[files_of(flow_of[fingerprint])], SHRINK_RENDERS)
+        for fingerprint, values in scores.items()
+    }
+    return [flow_of[f] for f in sorted(value, key=lambda f: (-value[f], f))]
+
+
+def _shrunk(values: Sequence[float], toward: float, weight: float) -> float:
+    return (sum(values) + weight * toward) / (len(values) + weight)
+
+
+def files_of(workflow: Workflow) -> tuple[str, ...]:
+    """Model files a workflow loads, sorted."""
+    names = ("ckpt_name", "lora_name")
+    values = (node.inputs.get(name) for node in workflow.nodes.values() for name in names)
+    return tuple(sorted(str(value) for value in values if value is not None))
+
+
+def _panel_means(history: Iterable[Rendered]) -> list[dict]:
+    """Panel workflows with their mean over panel renders, best first."""
+    scores: dict[str, list[float]] = defaultdict(list)
+    flow_of: dict[str, Workflow] = {}
+    rounds: dict[str, set[str]] = defaultdict(set)
+    for rendered in history:
+        if rendered.cell.origin == "panel":
+            fingerprint = rendered.cell.fingerprint
+            flow_of.setdefault(fingerprint, rendered.cell.workflow)
+            scores[fingerprint] += rendered.scores
+            rounds[fingerprint].add(rendered.cell.spec.text)
+    rows = [
+        {
+            "workflow": flow_of[fingerprint],
+            "fingerprint": fingerprint,
+            "mean": float(np.mean(values)),
+            "num_renders": len(values),
+        }
+        for fingerprint, values in scores.items()
+    ]
+    return sorted(rows, key=lambda row: (-row["mean"], row["fingerprint"]))

@@ -1,0 +1,72 @@
+"""Prompt lists of the shapes world, split by meaning."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from flowloom.shapes.prompts import KINDS, PromptSpec, prompt_concepts, sample_prompt
+from flowloom.shapes.prompts import split_of as holdout_of
+
+SPLITS = ("train", "calibration", "test")
+CALIBRATION_FRAC = 0.15
+_MAX_TRIES = 4000
+
+
+def split_of(spec: PromptSpec) -> str:
+    """Split of a meaning: held-out ones are `test`, a fixed share of the others `calibration`."""
+    if holdout_of(spec) == "holdout":
+        return "test"
+    digest = hashlib.sha256(f"calibration:{spec.meaning}".encode()).digest()
+    bucket = int.from_bytes(digest[:8], "big") / 2**64
+    return "calibration" if bucket < CALIBRATION_FRAC else "train"
+
+
+def draw_prompts(split: str, num: int, kinds: Sequence[str], seed: int) -> list[PromptSpec]:
+    """Draw different prompts of one split, kinds in turn, so that every prefix is balanced.
+
+    Args:
+        split: One of `SPLITS`.
+        num: How many.
+        kinds: Kinds to take, each as often as the others.
+        seed: Seed of the list.
+
+    Raises:
+        ValueError: An unknown split or kind, or a kind has too few prompts in the split.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split: got {split!r}, expected one of {', '.join(SPLITS)}")
+    for kind in kinds:
+        if kind not in KINDS:
+            raise ValueError(f"kinds: got {kind!r}, expected one of {', '.join(KINDS)}")
+    per_kind = [
+        _draw_kind(split, -(-num // len(kinds)), kind, (seed, SPLITS.index(split), place))
+        for place, kind in enumerate(kinds)
+    ]
+    in_turn = [spec for specs in zip(*per_kind, strict=True) for spec in specs]
+    return in_turn[:num]
+
+
+def concept_of(spec: PromptSpec) -> tuple[str, str, str]:
+    """What prompts share that want the same workflows: kind, shape family, colour family."""
+    concepts = prompt_concepts(spec)
+    return spec.kind, concepts["shapes"], concepts["colors"]
+
+
+def _draw_kind(split: str, num: int, kind: str, seed: tuple[int, ...]) -> list[PromptSpec]:
+    rng = np.random.default_rng(seed)
+    found: dict[str, PromptSpec] = {}
+    tries = 0
+    while len(found) < num:
+        spec = sample_prompt(rng, kinds=(kind,))
+        tries += 1
+        if split_of(spec) == split and spec.text not in found:
+            found[spec.text] = spec
+            tries = 0
+        elif tries > _MAX_TRIES:
+            raise ValueError(
+                f"prompts: got {len(found)} of kind {kind!r} in the split {split!r}, expected {num}"
+            )
+    return list(found.values())
