@@ -42,9 +42,9 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="flowloom",
         description="Turn a prompt into the text-to-image workflow that draws it best.",
-        epilog="flowloom COMMAND --help explains a command. Results go to standard output, progress\n"
-        "and errors to standard error. Exit status: 0 yes, 1 no (invalid, failed), 2 wrong usage\n"
-        "or unreadable input.",
+        epilog="flowloom COMMAND --help explains a command. Results go to standard output,\n"
+        "progress and errors to standard error. Exit status: 0 yes, 1 no (invalid, failed),\n"
+        "2 wrong usage or unreadable input.",
     )
     parser.add_argument("--version", action="version", version=f"flowloom {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
