@@ -207,7 +207,9 @@ class _Writer:
         source = self.workflow.nodes.get(link.node)
         if source is None:
             raise CodecError(f"{where}: link to node {link.node}, which does not exist")
-        matching = self.schema.slots.get((source.class_type, step.type), ())
+        if source.class_type not in self.schema.steps:
+            raise CodecError(f"node {link.node}: class {source.class_type} is not in the catalogue")
+        matching = self.schema.slots[source.class_type, step.type]
         if step.how == SEED or link.slot not in matching or len(matching) > voc.NUM_SLOTS:
             want = "a literal seed" if step.how == SEED else f"an output of type {step.type}"
             raise CodecError(
