@@ -1,7 +1,7 @@
-"""Facts: the loss and its gradient equal a two-token example worked by hand; advantages are centred in
-their group; with a reward for one token that depends on the prompt the policy learns to read the prompt,
-and embeddings stay as they are; a killed run started again ends with the same bytes; a reward that is
-not finite, or a step beyond the trust region, stops the run with its step."""
+"""Facts: the loss and its gradient equal a two-token example worked by hand; advantages are centred
+in their group; with a reward for one token that depends on the prompt the policy learns to read the
+prompt, and embeddings stay as they are; a killed run started again ends with the same bytes; a
+reward that is not finite, or a step beyond the trust region, stops the run with its step."""
 
 import dataclasses
 import math
@@ -20,7 +20,10 @@ from tests.designer.tiny import PROMPTS, files_of
 
 ATOL = 1e-6
 CONFIG = GRPOConfig(num_steps=4, prompts_per_step=4, num_minibatches=2, checkpoint_every=1)
-WANTED = {"circle": "shapes-circle-star.safetensors", "square": "shapes-square-triangle.safetensors"}
+WANTED = {
+    "circle": "shapes-circle-star.safetensors",
+    "square": "shapes-square-triangle.safetensors",
+}
 
 
 class ScriptedEnsemble:

@@ -1,6 +1,6 @@
-"""Facts: masked probabilities sum to 1 over legal tokens and are 0 elsewhere; guidance 0 and 1 are the
-reference and the tuned policy to the last bit; masking before or after mixing is the same; the floor
-drops a token only beyond w = 1; the inverse cumulative never picks an illegal token."""
+"""Facts: masked probabilities sum to 1 over legal tokens and are 0 elsewhere; guidance 0 and 1 are
+the reference and the tuned policy to the last bit; masking before or after mixing is the same; the
+floor drops a token only beyond w = 1; the inverse cumulative never picks an illegal token."""
 
 import math
 

@@ -1,6 +1,7 @@
-"""Facts: sampled log-probabilities are those of teacher forcing; every design is valid and ends; a row's
-design does not depend on other rows or on finished rows; guidance 0 and 1 draw what the reference and
-the policy draw; forced tokens have log-probability 0 and no gradient; replaying gives the same masks."""
+"""Facts: sampled log-probabilities are those of teacher forcing; every design is valid and ends; a
+row's design does not depend on other rows or on finished rows; guidance 0 and 1 draw what the
+reference and the policy draw; forced tokens have log-probability 0 and no gradient; replaying gives
+the same masks."""
 
 import numpy as np
 import pytest
@@ -26,7 +27,8 @@ def test_every_design_is_valid_and_decodes(policy, grammar, catalogue):
     sampled = rollout(policy, grammar, PROMPTS, 64, seed=0)
     assert len(sampled.tokens) == 256
     for tokens in sampled.tokens:
-        assert not [p for p in validate(decode(tokens, grammar), catalogue) if p.severity == "error"]
+        problems = validate(decode(tokens, grammar), catalogue)
+        assert not [p for p in problems if p.severity == "error"]
         assert grammar.accepts(tokens)
 
 
@@ -94,7 +96,7 @@ def test_replay_gives_the_masks_of_the_rollout(policy, grammar):
     row = sequences.rows()[5]
     masks = [grammar.run(row[:t]).mask()[0] for t in range(len(row))]
     masks = np.array([mask for mask in masks if mask.sum() > 1])
-    assert np.array_equal(again.select(torch.tensor([5])).legal_NV().numpy(), masks)
+    assert np.array_equal(again.select(torch.tensor([5])).legal().numpy(), masks)
 
 
 def test_select_keeps_rows_with_their_masks(policy, grammar):

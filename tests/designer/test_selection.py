@@ -1,5 +1,5 @@
-"""Facts: with little noise a cell's own mean counts, with much noise its workflow's and prompt's; no
-spread at all leaves the plain means; the best cells are the largest, ties by fingerprint."""
+"""Facts: with little noise a cell's own mean counts, with much noise its workflow's and prompt's;
+no spread at all leaves the plain means; the best cells are the largest, ties by fingerprint."""
 
 import numpy as np
 import pytest

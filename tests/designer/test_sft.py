@@ -1,5 +1,5 @@
-"""Facts: the loss falls; a run that is killed and started again ends with the same bytes as one that
-is not; every sampled design is valid; a non-finite loss stops the run with its step."""
+"""Facts: the loss falls; a run that is killed and started again ends with the same bytes as one
+that is not; every sampled design is valid; a non-finite loss stops the run with its step."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from flowloom.designer import sft
 from flowloom.designer.config import SFTConfig
 from flowloom.designer.policy import Policy
 from flowloom.designer.sft import train_sft
-from flowloom.runs import Run, folder_digest
+from flowloom.runs import Run
 from tests.designer.tiny import TINY
 
 CONFIG = SFTConfig(

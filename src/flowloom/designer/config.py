@@ -34,7 +34,7 @@ class PolicyConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SFTConfig:
-    """`train_sft`: maximum likelihood under the grammar mask, first on pairs, then on good cells."""
+    """`train_sft`: maximum likelihood under the grammar mask, on pairs, then on good cells."""
 
     seed: int = 0
     """Seed of weights, batches and samples."""
@@ -102,7 +102,7 @@ class GRPOConfig:
     grad_clip: float = 1.0
     """Largest gradient norm."""
     max_step_kl: float = 1.0
-    """Trust region: the run stops if one rollout's updates move the policy further, nats per token."""
+    """Trust region: the run stops if one rollout's updates move the policy further, in nats."""
     checkpoint_every: int = 5
     """Steps between checkpoints of an unfinished run."""
     num_threads: int = 1

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from flowloom.dataset.tokenizer import split_words
-from flowloom.designer.guidance import FLOOR
 from flowloom.designer.policy import VOCABULARY_FILE, Policy
 from flowloom.designer.rollout import rollout
 from flowloom.reward.ensemble import Ensemble
@@ -66,7 +65,8 @@ class Designer:
             tuned: The policy after GRPO.
             reference: The policy after SFT.
             ensemble: Predicts scores.
-            policies: `best_fixed`, a template (API JSON); `retrieval`, lists `prompts` and `workflows`.
+            policies: `best_fixed`, a template (API JSON); `retrieval`, lists `prompts` and
+                `workflows`.
         """
         self.catalogue, self.vocabulary = catalogue, vocabulary
         self.tuned, self.reference = tuned, reference
@@ -82,7 +82,7 @@ class Designer:
         folder = Path(model_dir)
         for name in ("model", "adapter", "reward", "catalogue.json.gz", "policies.json"):
             if not (folder / name).exists():
-                raise ValueError(f"model: got no {name} in {str(folder)!r}, expected a model folder")
+                raise ValueError(f"model: got no {name} in {str(folder)!r}, expected a model")
         policies = json.loads((folder / "policies.json").read_text())
         return cls.from_parts(
             folder, folder / "model", folder / "adapter", folder / "reward", policies
@@ -97,7 +97,7 @@ class Designer:
         reward_dir: Path,
         policies: Mapping[str, Any],
     ) -> Designer:
-        """Load the artifacts of `publish_generator`, `train_sft`, `train_grpo` and `calibrate_reward`."""
+        """Load artifacts: `publish_generator`, `train_sft`, `train_grpo`, `calibrate_reward`."""
         return cls(
             Catalogue.load(catalogue_dir / "catalogue.json.gz"),
             Vocabulary.from_json(json.loads((designer_dir / VOCABULARY_FILE).read_text())),
@@ -145,15 +145,15 @@ class Designer:
         if catalogue is not None and catalogue.hash != installed.hash:
             vocabulary, installed = vocabulary.extend(catalogue), catalogue
         budget = self.tuned.config.num_workflow_tokens
-        grammar = Grammar(installed, vocabulary, budget, require=tuple(require), forbid=tuple(forbid))
+        grammar = Grammar(installed, vocabulary, budget, require=require, forbid=forbid)
 
         if policy == "best_fixed":
             found = [self._known([self.policies["best_fixed"]], grammar, 1)] * len(prompts)
         elif policy == "retrieval":
             found = self._retrieve(prompts, grammar, n)
         else:
-            draw = self._drawer(policy, grammar, guidance, temperature)
-            found = _distinct(draw, grammar, prompts, n, seed)
+            drawer = _Drawer(self, policy, grammar, guidance, temperature)
+            found = _distinct(drawer, grammar, prompts, n, seed)
 
         rows = [(i, *design) for i, designs in enumerate(found) for design in designs]
         scores, lows, highs = self.ensemble.score_and_interval(
@@ -173,30 +173,6 @@ class Designer:
                 )
             )
         return [sorted(row, key=lambda d: (-d.score, d.fingerprint)) for row in designs]
-
-    def _drawer(
-        self, policy: str, grammar: Grammar, guidance: float, temperature: float
-    ) -> Callable[[Sequence[str], int, int], list[list[int]]]:
-        """How a policy draws `num` token lists for each prompt, with a seed."""
-
-        def random(prompts: Sequence[str], num: int, seed: int) -> list[list[int]]:
-            return [e.tokens for e in random_workflows(grammar, len(prompts) * num, seed)]
-
-        def sampled(prompts: Sequence[str], num: int, seed: int) -> list[list[int]]:
-            chosen = self.reference if policy == "sft" else self.tuned
-            return rollout(
-                chosen,
-                grammar,
-                prompts,
-                num,
-                temperature=temperature,
-                reference=self.reference,
-                guidance=1.0 if policy == "sft" else guidance,
-                floor=FLOOR,
-                seed=seed,
-            ).tokens
-
-        return random if policy == "random" else sampled
 
     def _known(self, templates: Iterable[Any], grammar: Grammar, num: int) -> list[tuple]:
         """The first `num` distinct stored templates that the grammar accepts."""
@@ -226,6 +202,34 @@ class Designer:
         return found
 
 
+@dataclasses.dataclass(frozen=True)
+class _Drawer:
+    """How a policy draws designs."""
+
+    designer: Designer
+    policy: str
+    grammar: Grammar
+    guidance: float
+    temperature: float
+
+    def __call__(self, prompts: Sequence[str], num: int, seed: int) -> list[list[int]]:
+        """Tokens of `num` designs for each prompt."""
+        if self.policy == "random":
+            rows = random_workflows(self.grammar, len(prompts) * num, seed)
+            return [row.tokens for row in rows]
+        tuned, reference = self.designer.tuned, self.designer.reference
+        return rollout(
+            reference if self.policy == "sft" else tuned,
+            self.grammar,
+            prompts,
+            num,
+            temperature=self.temperature,
+            reference=reference,
+            guidance=1.0 if self.policy == "sft" else self.guidance,
+            seed=seed,
+        ).tokens
+
+
 def prompt_similarity(known: Sequence[str]) -> Callable[[str], list[float]]:
     """Similarity of a prompt to each known one: cosine of their words weighted by rarity.
 
@@ -247,7 +251,7 @@ def prompt_similarity(known: Sequence[str]) -> Callable[[str], list[float]]:
 
 
 def _distinct(
-    draw: Callable[[Sequence[str], int, int], list[list[int]]],
+    draw: _Drawer,
     grammar: Grammar,
     prompts: Sequence[str],
     num: int,

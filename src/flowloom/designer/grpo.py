@@ -1,9 +1,10 @@
-"""GRPO on the frozen reward ensemble (arXiv 2402.03300; FlowRL, arXiv 2505.21478). No image is rendered.
+"""GRPO on the frozen reward ensemble; nothing is rendered.
 
-Departures: 1. probabilities are under the grammar mask, in rollout, ratio, KL and entropy alike;
-2. the reward is mean - beta * std of the ensemble; 3. forced tokens carry no loss; 4. losses are means
-over choices, not over sequences; 5. advantages are not divided by the group's std (as in Dr. GRPO,
-arXiv 2503.20783): with it the policy sharpens to nearly one workflow; 6. an entropy bonus.
+arXiv 2402.03300; FlowRL, arXiv 2505.21478. Departures: 1. probabilities are under the grammar mask,
+in rollout, ratio, KL and entropy alike; 2. the reward is mean - beta * std of the ensemble;
+3. forced tokens carry no loss; 4. losses are means over choices, not over sequences; 5. advantages
+are not divided by the group's std (as in Dr. GRPO, arXiv 2503.20783): with it the policy sharpens
+to nearly one workflow; 6. an entropy bonus.
 One process: flowloom run train_grpo --recipe demo
 
 Shapes: P prompts, G designs per prompt, B = P * G rows, T tokens, N choices of the rows at hand.
@@ -46,7 +47,8 @@ def train_grpo(
         Means over the last steps.
 
     Raises:
-        FloatingPointError: Loss or reward is not finite, or the trust region is left; names the step.
+        FloatingPointError: A loss or reward is not finite, or the trust region is left; names
+            the step.
     """
     torch.set_num_threads(config.num_threads)
 
@@ -171,8 +173,9 @@ def group_advantages(rewards_PG: Tensor, divide_by_std: bool) -> Tensor:
 
 
 def k3(target_N: Tensor, sampled_N: Tensor) -> Tensor:
-    """Unbiased, non-negative estimate of KL(sampled || target) from a sample: r - 1 - log r with
-    r = target / sampled (Schulman, "Approximating KL divergence").
+    """Estimate KL(sampled || target) from samples: r - 1 - log r with r = target / sampled.
+
+    Unbiased and never negative (Schulman, "Approximating KL divergence", 2020).
     """
     log_ratio_N = target_N - sampled_N
     return log_ratio_N.exp() - 1 - log_ratio_N

@@ -1,11 +1,11 @@
 """Masked distributions and guidance past the tuned model. Pure functions.
 
 With logits z and the set L of legal tokens, the masked distribution is
-p(v) = exp(z_v) / sum_{u in L} exp(z_u) for v in L, else 0. Rollout, importance ratio, KL and entropy
-all use it.
+p(v) = exp(z_v) / sum_{u in L} exp(z_u) for v in L, else 0. Rollout, importance ratio, KL and
+entropy all use it.
 
-Guidance extrapolates from the reference (0) through the tuned policy (1) as classifier-free guidance
-does (arXiv 2207.12598) in output space (FlowRL, arXiv 2505.21478):
+Guidance extrapolates from the reference (0) through the tuned policy (1) as classifier-free
+guidance does (arXiv 2207.12598) in output space (FlowRL, arXiv 2505.21478):
 
     log p_w = l0 + w (l1 - l0) + const  on L,   w = 0: reference, w = 1: tuned, w > 1: beyond it.
 

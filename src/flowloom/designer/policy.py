@@ -1,8 +1,9 @@
 """The embedded policy: a small Llama-layout decoder over prompt words and workflow tokens.
 
-Layout of Llama (arXiv 2302.13971): RMSNorm before each sublayer, rotary positions, SwiGLU, no biases.
-A sequence is the prompt, a start token at a fixed position, then the workflow; what lies between prompt
-and start is padding, which the workflow does not see. Logits are over workflow tokens only.
+Layout of Llama (arXiv 2302.13971): RMSNorm before each sublayer, rotary positions, SwiGLU, no
+biases. A sequence is the prompt, a start token at a fixed position, then the workflow; what lies
+between prompt and start is padding, which the workflow does not see. Logits are over workflow
+tokens only.
 
     embedding rows: 0 .. num_words - 1 prompt words | num_words + v workflow token v | start
 
@@ -88,7 +89,7 @@ class Cache:
         return self._keys[layer][:, :, :end], self._values[layer][:, :, :end]
 
     def bias(self, num_new: int) -> Tensor:
-        """Additive mask of `num_new` new positions: padding hidden, no position sees a later one."""
+        """Additive mask of new positions: padding is hidden, no position sees a later one."""
         if self._bias is not None and num_new == 1:
             return self._bias[..., : self.length + 1]
         past_B1TL = _bias(self._hidden_BL)[:, None, None].expand(-1, 1, num_new, -1)
@@ -143,22 +144,22 @@ class Policy(nn.Module):
         self.config, self.tokenizer, self.num_tokens = config, tokenizer, num_tokens
         self.num_words = len(tokenizer)
         self.embedding = nn.Embedding(self.num_words + num_tokens + 1, config.width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.blocks: list[Block] = nn.ModuleList(Block(config) for _ in range(config.num_layers))  # pyright: ignore
         self.norm = nn.Parameter(torch.ones(config.width))
         self.head = nn.Linear(config.width, num_tokens, bias=False)
         cos, sin = _rotary_table(
             config.num_prompt_tokens + config.num_workflow_tokens,
             config.width // config.num_heads,
         )
-        self.register_buffer("_cos", cos, persistent=False)
-        self.register_buffer("_sin", sin, persistent=False)
+        self._cos, self._sin = cos, sin
         generator = torch.Generator().manual_seed(seed)
         for name, weight in self.named_parameters():
             if weight.ndim == 2:
                 std = weight.shape[1] ** -0.5
                 if name.endswith(("attention_out.weight", "down.weight")):
                     std /= math.sqrt(2 * config.num_layers)
-                std = {"embedding.weight": 0.5, "head.weight": 0.02}.get(name, std)
+                if name in ("embedding.weight", "head.weight"):
+                    std = 0.5 if name == "embedding.weight" else 0.02
                 nn.init.normal_(weight, std=std, generator=generator)
 
     def tuned_parameters(self) -> dict[str, nn.Parameter]:

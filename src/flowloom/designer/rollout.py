@@ -1,9 +1,9 @@
 """Sampling under the grammar, and the same probabilities again with given tokens.
 
-One engine for design, GRPO and evaluation: the prompt is read once per group, a token follows from the
-distribution over legal tokens alone, finished rows leave the batch once they are a quarter of it. Where
-the grammar leaves one token there is nothing to choose: it is appended, its log-probability is 0, and
-it takes no part in any loss.
+One engine for design, GRPO and evaluation: the prompt is read once per group, a token follows from
+the distribution over legal tokens alone, finished rows leave the batch once they are a quarter of
+it. Where the grammar leaves one token there is nothing to choose: it is appended, its
+log-probability is 0, and it takes no part in any loss.
 
 Shapes: P prompts, G designs per prompt, B = P * G rows (rows of a prompt are neighbours), T tokens,
 V vocabulary, N choices: the places with more than one legal token, in row-major order.
@@ -51,8 +51,8 @@ class Sequences:
         pairs = zip(self.tokens_BT.tolist(), self.lengths_B.tolist(), strict=True)
         return [tokens[:length] for tokens, length in pairs]
 
-    def legal_NV(self) -> Tensor:
-        """Legal tokens of each choice."""
+    def legal(self) -> Tensor:
+        """Legal tokens of each choice. Shape N V."""
         bits = np.unpackbits(self.packed_NV, axis=1, count=self.num_tokens)
         return torch.from_numpy(bits.view(bool))
 
@@ -78,7 +78,7 @@ class Rollout:
     sequences: Sequences
     """Rows of a prompt are neighbours."""
     logprobs_BT: Tensor
-    """Log-probability of each token under the mask, before temperature and nucleus; 0 where forced."""
+    """Log-probability of each token under the mask, before temperature; 0 where forced."""
 
     @property
     def tokens(self) -> list[list[int]]:
@@ -291,9 +291,7 @@ def replay(grammar: Grammar, tokens: Sequence[Sequence[int]], num_tokens: int) -
     if not np.all(state.done):
         raise ValueError("replay: a design ends before the grammar does")
     by_row = np.argsort(np.concatenate(packed_rows), kind="stable")
-    return Sequences(
-        tokens_BT, choice_BT, lengths_B, np.concatenate(packed)[by_row], num_tokens
-    )
+    return Sequences(tokens_BT, choice_BT, lengths_B, np.concatenate(packed)[by_row], num_tokens)
 
 
 def masked_logprobs(
@@ -311,7 +309,7 @@ def masked_logprobs(
         tokens have log-probability and entropy 0 by definition and are left out.
     """
     logits_NV = policy(prompts_PL, sequences.tokens_BT, sequences.choice_BT)
-    logprobs_NV = guide.masked_log_softmax(logits_NV, sequences.legal_NV())
+    logprobs_NV = guide.masked_log_softmax(logits_NV, sequences.legal())
     chosen_N = sequences.tokens_BT[sequences.choice_BT]
     logprobs_N = logprobs_NV.gather(1, chosen_N[:, None])[:, 0]
     return logprobs_N, guide.masked_entropy(logprobs_NV)

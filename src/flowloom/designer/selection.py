@@ -5,8 +5,8 @@ A cell is a (prompt, workflow) pair; its score is modelled as
     y = kind + prompt + workflow + cell + render noise,
 
 every effect but the kind's with mean zero and a variance of its own. Variances come from moments,
-effects from their posterior means given the coarser ones (James and Stein's shrinkage): a cell seen in
-few seeds is drawn toward what its workflow and kind do elsewhere.
+effects from their posterior means given the coarser ones (James and Stein's shrinkage): a cell seen
+in few seeds is drawn toward what its workflow and kind do elsewhere.
 """
 
 from __future__ import annotations
@@ -59,10 +59,8 @@ def shrunk_means(
     return dict(zip(names, (fitted + shrink * rest).tolist(), strict=True))
 
 
-def best_cells(
-    shrunk: dict[tuple[str, str], float], num_per_prompt: int
-) -> list[tuple[str, str]]:
-    """The best `num_per_prompt` cells of each prompt, best first; ties go to the smaller fingerprint."""
+def best_cells(shrunk: dict[tuple[str, str], float], num_per_prompt: int) -> list[tuple[str, str]]:
+    """The best cells of each prompt, best first; ties go to the smaller fingerprint."""
     by_prompt: dict[str, list[tuple[float, str]]] = {}
     for (prompt, fingerprint), score in shrunk.items():
         by_prompt.setdefault(prompt, []).append((-score, fingerprint))

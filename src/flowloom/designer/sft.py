@@ -4,8 +4,9 @@ Phase 1 fits the prior on prompt-workflow pairs. Phase 2 fits the best cells of 
 the triplets: score-conditioned fine-tuning as in ComfyGen-FT (arXiv 2410.01731), with the score's
 condition replaced by a choice.
 
-Departures: 1. the likelihood is of legal tokens against legal tokens, so nothing is spent on learning
-the grammar; 2. forced tokens carry no loss; 3. cells are chosen by shrunk means (`selection`).
+Departures: 1. the likelihood is of legal tokens against legal tokens, so nothing is spent on
+learning the grammar; 2. forced tokens carry no loss; 3. cells are chosen by shrunk means
+(`selection`).
 One process: flowloom run train_sft --recipe demo
 
 Shapes: B sequences of a batch, T tokens, N choices in it, L prompt positions.
@@ -187,7 +188,8 @@ class _Examples:
                 order[at : at + POOL_BATCHES * batch_size]
                 for at in range(0, len(order), POOL_BATCHES * batch_size)
             ]
-            order = np.concatenate([pool[np.argsort(lengths[pool], kind="stable")] for pool in pools])
+            by_length = [pool[np.argsort(lengths[pool], kind="stable")] for pool in pools]
+            order = np.concatenate(by_length)
             for batch in rng.permutation(len(order) // batch_size):
                 yield torch.from_numpy(order[batch * batch_size : (batch + 1) * batch_size])
             epoch += 1

@@ -1,0 +1,100 @@
+"""Facts: designs of a prompt differ by fingerprint and come best first; every policy gives valid
+designs; constraints hold; the same seed gives the same designs; retrieval finds the prompt with the
+rare word."""
+
+import numpy as np
+import pytest
+
+from flowloom.designer import design as module
+from flowloom.designer.design import Designer, prompt_similarity
+from flowloom.designer.policy import Policy
+from flowloom.runs import write_json
+from flowloom.workflow import decode, random_workflows, validate
+from tests.designer.tiny import PROMPTS, files_of
+
+
+class ScriptedEnsemble:
+    """Longer designs score better; a single render lies within 0.1."""
+
+    def score_and_interval(self, prompts, tokens):
+        assert len(prompts) == len(tokens)
+        score = np.array([len(row) / 100 for row in tokens])
+        return score, score - 0.1, score + 0.1
+
+
+@pytest.fixture
+def designer(policy, grammar, catalogue):
+    reference = Policy(policy.config, policy.tokenizer, policy.num_tokens, seed=9)
+    templates = [decode(e.tokens, grammar).to_api() for e in random_workflows(grammar, 6, 3)]
+    policies = {
+        "best_fixed": templates[0],
+        "retrieval": {"prompts": list(PROMPTS), "workflows": templates[:4]},
+    }
+    return Designer(catalogue, grammar.vocabulary, policy, reference, ScriptedEnsemble(), policies)
+
+
+@pytest.mark.parametrize("name", ["grpo", "sft", "random", "retrieval", "best_fixed"])
+def test_policies(designer, grammar, catalogue, name):
+    found = designer.design(PROMPTS[:3], n=3, policy=name, seed=1)
+    assert len(found) == 3
+    for designs in found:
+        assert len(designs) == (1 if name == "best_fixed" else 3)
+        assert len({d.fingerprint for d in designs}) == len(designs)
+        assert [d.score for d in designs] == sorted((d.score for d in designs), reverse=True)
+        for d in designs:
+            assert d.workflow.template_fingerprint() == d.fingerprint
+            assert decode(d.tokens, grammar).template_fingerprint() == d.fingerprint
+            assert d.interval == pytest.approx((d.score - 0.1, d.score + 0.1))
+            problems = validate(d.workflow, catalogue)
+            assert not [p for p in problems if p.severity == "error"]
+    again = designer.design(PROMPTS[:3], n=3, policy=name, seed=1)
+    assert again == found
+
+
+def test_seed_and_guidance_matter(designer):
+    def tokens(**how):
+        return [d.tokens for row in designer.design(PROMPTS, n=2, **how) for d in row]
+
+    assert tokens(seed=0) != tokens(seed=1)
+    assert tokens(guidance=0.0) == tokens(policy="sft")
+    assert tokens(guidance=3.0) != tokens(guidance=1.0)
+
+
+def test_constraints_hold(designer, grammar):
+    how = {"require": ("KSampler.steps=8",), "forbid": ("shapes-base.safetensors", "ImageSharpen")}
+    for policy in ("grpo", "random"):
+        for designs in designer.design(PROMPTS, n=4, policy=policy, **how):
+            for d in designs:
+                nodes = d.workflow.nodes.values()
+                assert all(n.inputs["steps"] == 8 for n in nodes if n.class_type == "KSampler")
+                assert all(n.class_type != "ImageSharpen" for n in nodes)
+                assert "shapes-base.safetensors" not in files_of(d.tokens, grammar)
+    fixed = designer.policies["best_fixed"]
+    file = next(n["inputs"]["ckpt_name"] for n in fixed.values() if "ckpt_name" in n["inputs"])
+    with pytest.raises(ValueError, match="no stored workflow satisfies"):
+        designer.design(PROMPTS, policy="best_fixed", forbid=(file,))
+
+
+def test_what_has_no_more_gives_fewer(designer, monkeypatch):
+    row = designer.design(PROMPTS[:1], n=1)[0][0].tokens
+    monkeypatch.setattr(module._Drawer, "__call__", lambda *args: [row] * 4)
+    (designs,) = designer.design(PROMPTS[:1], n=4)
+    assert len(designs) == 1
+
+
+def test_unknown_policy(designer):
+    with pytest.raises(ValueError, match="policy: got 'best', expected one of grpo, sft"):
+        designer.design(PROMPTS, policy="best")
+
+
+def test_similarity_prefers_rare_words():
+    known = ["a photo of a circle", "a photo of a red square", "a photo of a circle and a star"]
+    scores = prompt_similarity(known)("draw a red thing of a photo")
+    assert max(range(3), key=scores.__getitem__) == 1
+    assert prompt_similarity(known)(known[2])[2] == max(prompt_similarity(known)(known[2]))
+
+
+def test_load_names_what_is_missing(tmp_path):
+    write_json(tmp_path / "policies.json", {})
+    with pytest.raises(ValueError, match="model: got no model in"):
+        Designer.load(tmp_path)
