@@ -17,7 +17,7 @@ from typing import Any
 from flowloom.cli import OK
 from flowloom.cli.output import print_json, print_table
 from flowloom.config import check, parse_assignments, to_dict
-from flowloom.recipes import resolve, stage_config
+from flowloom.recipes import stage_config
 from flowloom.stages import STAGES
 
 MAKES = {
@@ -32,6 +32,8 @@ MAKES = {
     "evaluation": "evaluate",
 }
 """Which stage makes an input."""
+NUM_MEMBERS = 3
+"""Reward members, as in the pipeline `continuous_training`."""
 
 
 def run(parsed: Namespace) -> int:
@@ -75,8 +77,7 @@ def _make(name: str, recipe: str, done: dict[str, Any]) -> Any:
         stage = MAKES[name]
         inputs = {other: _make(other, recipe, done) for other in STAGES[stage].inputs}
         if name == "members":
-            number = resolve(recipe).calibrate_reward.num_members
-            configs = [stage_config(recipe, stage, {"member": k}) for k in range(number)]
+            configs = [stage_config(recipe, stage, {"member": k}) for k in range(NUM_MEMBERS)]
             done[name] = [stages.run(stage, config, inputs).out_dir for config in configs]
         else:
             done[name] = stages.run(stage, stage_config(recipe, stage), inputs).out_dir

@@ -141,7 +141,7 @@ def write_rows(
     designs: Mapping[str, Sequence[Choice]],
     rows: Mapping[str, Rows],
 ) -> None:
-    """Write one row per render: policy, prompt, kind, seed, the rubric's row, design, prediction."""
+    """One row per render: policy, prompt, kind, seed, the rubric's row, design, prediction."""
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     for policy, choices_P in designs.items():
         for p, choice in enumerate(choices_P):
