@@ -54,11 +54,10 @@ def run(parsed: Namespace) -> int:
     members = given.get("members")
     if members is not None:
         given["members"] = members if isinstance(members, list) else [members]
+    # What was given also serves the stages before.
     made: dict[str, Any] = dict(given)
-    for name in STAGES[parsed.stage].inputs:
-        if name not in made:
-            made[name] = _make(name, parsed.recipe, {})
-    result = stages.run(parsed.stage, config, made)
+    inputs = {name: _make(name, parsed.recipe, made) for name in STAGES[parsed.stage].inputs}
+    result = stages.run(parsed.stage, config, {**given, **inputs})
     if parsed.json:
         record = {"stage": result.stage, "out": str(result.out_dir), "digest": result.digest}
         print_json({**record, "cached": result.cached, "metrics": result.metrics})
