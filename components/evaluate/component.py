@@ -17,7 +17,7 @@ def evaluate(
     overrides: dict,
     evaluation: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
-):
+) -> str:
     """Render the designs of every policy on the same held-out prompts and noise, and compare.
 
     Args:
@@ -26,20 +26,25 @@ def evaluate(
         designer: Designer fine-tuned on pairs (`train_sft`).
         adapter: Weights tuned by GRPO (`train_grpo`).
         reward: Calibrated reward ensemble (`calibrate_reward`).
-        champion: Version of the champion when the turn started; empty if none.
+        champion: Version of the champion; empty if none, `auto` for the one there is now.
         recipe: Name of a recipe in `flowloom.recipes`.
         overrides: Fields to replace, by stage, nested as in `config.json`.
         evaluation: `evaluation.json`, one row per render, picture grids.
         metrics: Mean scores and paired differences.
+
+    Returns:
+        Version of the champion that was compared; empty if none.
     """
     from flowloom import recipes, stages
-    from flowloom.lifecycle.registry import champion_dir
+    from flowloom.lifecycle.registry import opponent
     from flowloom.lifecycle.steps import folders, hand_over
 
     config = recipes.stage_config(recipe, "evaluate", overrides.get("evaluate"))
     inputs = folders(
         catalogue=catalogue, triplets=triplets, designer=designer, adapter=adapter, reward=reward
     )
-    if champion:
-        inputs["champion"] = champion_dir(f"models:/flow-designer/{champion}")
+    compared, folder = opponent(champion)
+    if folder:
+        inputs["champion"] = folder
     hand_over(stages.run("evaluate", config, inputs), evaluation, metrics)
+    return compared

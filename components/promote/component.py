@@ -20,7 +20,7 @@ def promote(
     Args:
         evaluation: Policies compared by rendering (`evaluate`).
         version: The candidate, as `register` gave it.
-        champion: Version of the champion when the turn started; empty if none.
+        champion: Version of the champion that was compared; empty if none.
         recipe: Name of a recipe in `flowloom.recipes`.
         overrides: Fields to replace, by stage, nested as in `config.json`.
         decision: `decision.json`: every check with number, bound, verdict.

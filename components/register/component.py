@@ -14,8 +14,6 @@ def register(
     reward: dsl.Input[dsl.Model],
     evaluation: dsl.Input[dsl.Dataset],
     champion: str,
-    recipe: str,
-    overrides: dict,
     model: dsl.Output[dsl.Model],
 ) -> str:
     """Build the model's folder and register it in MLflow as `candidate`.
@@ -27,19 +25,15 @@ def register(
         adapter: Weights tuned by GRPO (`train_grpo`).
         reward: Calibrated reward ensemble (`calibrate_reward`).
         evaluation: Policies compared by rendering (`evaluate`).
-        champion: Version of the champion when the turn started; empty if none.
-        recipe: Name of a recipe in `flowloom.recipes`.
-        overrides: Fields to replace, by stage, nested as in `config.json`.
+        champion: Version of the champion that was compared; empty if none.
         model: Folder of the registered model.
 
     Returns:
         The version in the registry.
     """
-    from flowloom import recipes
     from flowloom.lifecycle import registry
     from flowloom.lifecycle.steps import folders, hand_over
 
-    config = recipes.stage_config(recipe, "register", overrides.get("register"))
     parts = folders(
         catalogue=catalogue,
         triplets=triplets,
@@ -48,6 +42,6 @@ def register(
         reward=reward,
         evaluation=evaluation,
     )
-    result, version = registry.register(config, parts, champion or None)
+    result, version = registry.register(parts, champion or None)
     hand_over(result, model)
     return version

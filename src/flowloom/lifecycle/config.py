@@ -1,23 +1,10 @@
-"""Configurations of `register` and `promote`."""
+"""Configuration of `promote`; `register` has nothing to configure."""
 
 from __future__ import annotations
 
 import dataclasses
 
 from flowloom.config import check
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RegisterConfig:
-    """`register`: what a registered model carries besides the trained parts."""
-
-    num_retrieval_prompts: int | None = None
-    """Train prompts that the retrieval baseline keeps; `None` keeps all."""
-
-    def __post_init__(self) -> None:
-        """Check the fields."""
-        number = self.num_retrieval_prompts
-        check(number is None or number >= 1, "num_retrieval_prompts", number, ">= 1 or null")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,14 @@
 """The folder of a registered model: all that is needed to design, and nothing outside it.
 
-    model/  adapter/  reward/     designer, its tuned weights, reward ensemble
-    vocabulary.json  catalogue.json.gz  models/     what designs are made of
-    policies.json                 the policies that are no network: best fixed, retrieval
-    evaluation.json  config.json  card.md     how good it is, what it was made from, for a reader
+model/  adapter/  reward/     designer, its tuned weights, reward ensemble
+vocabulary.json  catalogue.json.gz  models/     what designs are made of
+policies.json                 the policies that are no network: best fixed, retrieval
+evaluation.json  config.json  card.md     how good it is, what it was made from, for a reader
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Mapping
@@ -15,21 +16,25 @@ from pathlib import Path
 from typing import Any
 
 from flowloom import __version__
-from flowloom.lifecycle.config import RegisterConfig
 from flowloom.runs import data_md5, input_digest, write_json
 
-LAYOUT = 1
-"""Version of the layout, in `config.json`."""
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How the folder is laid out: what stands for a configuration in the `register` stage's key."""
+
+    version: int = 1
+
+
 PARTS = ("catalogue", "triplets", "designer", "adapter", "reward", "evaluation")
 """Stage artifacts that the folder is built from."""
 
 
-def build_model_folder(out: Path, config: RegisterConfig, parts: Mapping[str, Path]) -> None:
+def build_model_folder(out: Path, parts: Mapping[str, Path]) -> None:
     """Write the registered model's folder to `out`.
 
     Args:
         out: An empty folder.
-        config: Of the `register` stage.
         parts: The artifact folder of each of `PARTS`.
 
     Raises:
@@ -53,12 +58,12 @@ def build_model_folder(out: Path, config: RegisterConfig, parts: Mapping[str, Pa
     evaluation = json.loads((out / "evaluation.json").read_text())
     policies = {
         "best_fixed": _read_json(parts["triplets"] / "best_fixed.json"),
-        "retrieval": _retrieval(parts["triplets"], config.num_retrieval_prompts),
+        "retrieval": _retrieval(parts["triplets"]),
     }
     write_json(out / "policies.json", policies)
     made_from = {name: input_digest(parts[name]) for name in PARTS}
     record: dict[str, Any] = {
-        "layout": LAYOUT,
+        "layout": Layout().version,
         "flowloom": __version__,
         "catalogue": Catalogue.load(out / "catalogue.json.gz").hash,
         "data": data_md5(),
@@ -70,31 +75,31 @@ def build_model_folder(out: Path, config: RegisterConfig, parts: Mapping[str, Pa
     (out / "card.md").write_text(_card(record, evaluation))
 
 
-def _retrieval(triplets: Path, num_prompts: int | None) -> dict[str, list[Any]]:
-    """Train prompts, each with the template that scored best on it (mean over its seeds)."""
+def _retrieval(triplets: Path) -> dict[str, list[Any]]:
+    """Train prompts, each with the template that scored best on it (posterior mean of its cell)."""
     from flowloom.dataset.triplets import load
+    from flowloom.designer.selection import shrunk_means
 
     columns = load(triplets, "train")
-    scores: dict[str, dict[str, list[float]]] = {}
-    for prompt, workflow, score in zip(
-        columns["prompt"], columns["workflow"], columns["score"], strict=True
-    ):
-        scores.setdefault(prompt, {}).setdefault(workflow, []).append(float(score))
-    prompts = sorted(scores)[:num_prompts]
-    # Equal means go to the first in text order: the choice depends on nothing else.
-    best = [
-        max(sorted(scores[prompt]), key=lambda text, rows=scores[prompt]: _mean(rows[text]))
-        for prompt in prompts
-    ]
-    return {"prompts": prompts, "workflows": [json.loads(text) for text in best]}
+    templates = dict(zip(columns["fingerprint"], columns["workflow"], strict=True))
+    means = shrunk_means(
+        columns["prompt"], columns["kind"], columns["fingerprint"], columns["score"]
+    )
+    best: dict[str, tuple[float, str]] = {}
+    for (prompt, fingerprint), mean in means.items():
+        # Equal means go by fingerprint: the choice depends on nothing else.
+        best[prompt] = max(best.get(prompt, (mean, fingerprint)), (mean, fingerprint))
+    prompts = sorted(best)
+    workflows = [json.loads(templates[best[prompt][1]]) for prompt in prompts]
+    return {"prompts": prompts, "workflows": workflows}
 
 
 def _card(record: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     lines = [
         "# flow-designer",
         "",
-        "Turns a prompt into the text-to-image workflow that draws it best, from what the catalogue",
-        "`catalogue.json.gz` has. Use: `flowloom design PROMPT --model FOLDER --render`.",
+        "Turns a prompt into the text-to-image workflow that draws it best, from what is in",
+        "`catalogue.json.gz`. Use: `flowloom design PROMPT --model FOLDER --render`.",
         "",
         "## Rendered score on held-out prompts",
         "",
@@ -103,7 +108,11 @@ def _card(record: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     ]
     for name, row in sorted(evaluation["policies"].items()):
         lines.append(f"| {name} | {row['mean']:.4f} | {row['se']:.4f} |")
-    lines += ["", "| candidate against | difference | 95 % interval | prompts |", "|---|---|---|---|"]
+    lines += [
+        "",
+        "| candidate against | difference | 95 % interval | prompts |",
+        "|---|---|---|---|",
+    ]
     for name, row in sorted(evaluation["paired"].items()):
         interval = f"{row['low']:+.4f} to {row['high']:+.4f}"
         opponent = name.removeprefix("vs_")
@@ -112,10 +121,6 @@ def _card(record: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     lines += [f"- {name}: `{digest}`" for name, digest in sorted(record["made_from"].items())]
     lines += [f"- catalogue hash: `{record['catalogue']}`", f"- data: `{record['data']}`", ""]
     return "\n".join(lines)
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _read_json(path: Path) -> Any:

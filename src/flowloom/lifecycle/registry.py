@@ -1,6 +1,6 @@
 """The registered model `flow-designer`: register a candidate, promote it, roll back.
 
-Versions live in MLflow's registry; aliases say which is `candidate` and which is `champion`. MLflow's
+Versions live in MLflow's registry; aliases say which is `candidate` and which is `champion`. The
 aliases have no compare-and-swap, so every change of the champion goes through this module, under
 one file lock, and only if the champion is still the one the candidate was compared with.
 """
@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowloom.lifecycle import tracking, versioning
-from flowloom.lifecycle.config import GateConfig, RegisterConfig
+from flowloom.lifecycle.config import GateConfig
 from flowloom.lifecycle.gate import Check, Decision, champion_unchanged, gate
-from flowloom.lifecycle.model_folder import PARTS, build_model_folder
+from flowloom.lifecycle.model_folder import PARTS, Layout, build_model_folder
 from flowloom.runs import (
     StageResult,
     exclusive,
@@ -58,20 +58,17 @@ class ModelVersion:
     """Champion when that turn started: whom it was compared with."""
 
 
-def register(
-    config: RegisterConfig, parts: Mapping[str, Path], expected: str | None = None
-) -> tuple[StageResult, str]:
+def register(parts: Mapping[str, Path], expected: str | None = None) -> tuple[StageResult, str]:
     """Build the model's folder and register it as `candidate`; twice the same gives one version.
 
     Args:
-        config: The configuration.
         parts: The artifact folder of each of `model_folder.PARTS`.
         expected: The champion when the turn started, whom the evaluation compared with.
 
     Returns:
         The folder as a stage's result, and the version.
     """
-    run = open_run("register", config, {name: input_digest(parts[name]) for name in PARTS})
+    run = open_run("register", Layout(), {name: input_digest(parts[name]) for name in PARTS})
     with exclusive(run):
         if run.done:
             tracking.reused(run)
@@ -79,7 +76,7 @@ def register(
         else:
             with tracking.recorded(run):
                 run.begin()
-                build_model_folder(run.out, config, parts)
+                build_model_folder(run.out, parts)
                 result = run.finish({})
                 versioning.publish(result.out_dir)
         # Beside the artifact, not in it: a version is a number that the registry gave.
@@ -140,6 +137,7 @@ def decide(
             tracking.reused(run)
             return run.result()
         with tracking.recorded(run):
+            _connect()  # imports MLflow: start-up, not the stage's seconds
             run.begin()
             found = json.loads((evaluation / "evaluation.json").read_text())
             decision = promote(version, gate(found, config))
@@ -169,7 +167,9 @@ def promote(version: str, decision: Decision) -> Decision:
         done = now == version
         unchanged = champion_unchanged(candidate.expected if done else now, candidate.expected)
         opponent = CHAMPION if candidate.expected else "best_fixed"
-        compared = Check("opponent", decision.opponent, opponent, "=", decision.opponent == opponent)
+        compared = Check(
+            "opponent", decision.opponent, opponent, "=", decision.opponent == opponent
+        )
         decision = dataclasses.replace(decision, checks=(*decision.checks, compared, unchanged))
         tags = {
             "flowloom.decision": "promoted" if decision.promoted else "refused",
@@ -243,6 +243,18 @@ def champion() -> ModelVersion | None:
     return _get_version(client, version) if version else None
 
 
+def opponent(version: str) -> tuple[str, Path | None]:
+    """The champion that a candidate is compared with, and its folder.
+
+    Args:
+        version: Its version; empty for none; `auto` for the champion there is now.
+    """
+    if version == "auto":
+        now = champion()
+        version = now.version if now else ""
+    return version, champion_dir(f"models:/{NAME}/{version}") if version else None
+
+
 def champion_dir(uri: str = CHAMPION_URI) -> Path:
     """The folder of a registered model, brought to this machine if it is not yet here.
 
@@ -264,10 +276,9 @@ def champion_dir(uri: str = CHAMPION_URI) -> Path:
         with tempfile.TemporaryDirectory(dir=folder.parent) as partial:
             found = Path(client.download_artifacts(version.run_id, "model", partial))
             (found / "models").mkdir(exist_ok=True)
-            if folder_digest(found) != version.digest:
-                raise ValueError(
-                    f"{uri}: got files with digest {folder_digest(found)}, expected {version.digest}"
-                )
+            digest = folder_digest(found)
+            if digest != version.digest:
+                raise ValueError(f"{uri}: got files of digest {digest}, expected {version.digest}")
             with contextlib.suppress(OSError):  # another process was faster
                 os.replace(found, folder)
     return folder

@@ -77,6 +77,21 @@ class Entry:
         """Where the entry lies."""
         return spool_dir() / f"{self.turn or 'alone'}-{self.stage}-{Path(self.dir).name}.json"
 
+    @property
+    def noted(self) -> bool:
+        """Whether the run, finished, was recorded for this turn before."""
+        return self._note in _read_notes(Path(self.dir))
+
+    @property
+    def _note(self) -> str:
+        return f"turn {self.turn} in {tracking_uri()}"
+
+    def note(self) -> None:
+        """Remember, in the run folder, that it was recorded for this turn."""
+        notes = _read_notes(Path(self.dir))
+        if self._note not in notes:
+            write_json(Path(self.dir) / "recorded.json", [*notes, self._note])
+
 
 def spool_dir() -> Path:
     """The folder of entries waiting to be recorded."""
@@ -124,7 +139,7 @@ def reused(run: Run) -> None:
         return
     now_ms = _now_ms()
     entry = Entry(str(run.dir), run.stage, "reused", turn, now_ms, now_ms, _git_commit())
-    if not entry.path.exists():
+    if not entry.path.exists() and not entry.noted:
         _leave(entry)
         _drain_unless_followed()
 
@@ -223,6 +238,8 @@ class Recorder:
         self.record(entry)
         if entry.status == "running":
             return False
+        if entry.status in ("finished", "reused") and entry.stage != TURN:
+            entry.note()
         # The same run may have been started again meanwhile: then its new entry stays.
         if path.read_text() == text:
             path.unlink()
@@ -265,9 +282,7 @@ class Recorder:
         if found:
             return found[0].info.run_id
         tags = {"flowloom.kind": "turn", "flowloom.turn": turn}
-        return self.client.create_run(
-            experiment_id, tags=tags, run_name=f"turn {turn}"
-        ).info.run_id
+        return self.client.create_run(experiment_id, tags=tags, run_name=f"turn {turn}").info.run_id
 
     def _record_turn(self, entry: Entry, folder: Path) -> str:
         run_id = self.turn_run(str(entry.turn))
@@ -418,6 +433,11 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             flat[f"{prefix}{name}"] = value if isinstance(value, str) else json.dumps(value)
     return flat
+
+
+def _read_notes(folder: Path) -> list[str]:
+    path = folder / "recorded.json"
+    return json.loads(path.read_text()) if path.is_file() else []
 
 
 def _leave(entry: Entry) -> None:

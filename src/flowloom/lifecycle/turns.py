@@ -1,10 +1,10 @@
 """A turn of the loop: its key is frozen when it starts, and the same command resumes it.
 
-    .flowloom/turns/0001/
-        turn.json     the key, status, and each finished step
-        steps/        one record per step, left by the step itself
-        logs/         one file per step
-        lock          held while a process works on the turn
+.flowloom/turns/0001/
+    turn.json     the key, status, and each finished step
+    steps/        one record per step, left by the step itself
+    logs/         one file per step
+    lock          held while a process works on the turn
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,12 @@ class Turn:
         return [json.loads(path.read_text()) for path in sorted(self.dir.glob("steps/*.json"))]
 
     def mark(self, status: str, **more: Any) -> None:
-        """Write `status` (`running`, `finished`, `failed`), the steps' digests, and `more`."""
+        """Write `status` (`running`, `finished`, `failed`), the steps' digests, and `more`.
+
+        A finished turn that runs again finds all it made and stays finished.
+        """
+        if self.record["status"] == "finished" and status == "running":
+            return
         digests = {step["step"]: step["digest"] for step in self.steps()}
         self.record |= {"status": status, "stages": digests, **more}
         write_json(self.dir / "turn.json", self.record)
@@ -90,12 +95,14 @@ def load(name: str) -> Turn:
     return Turn(path.parent, json.loads(path.read_text()))
 
 
-def open_turn(fields: Mapping[str, Any], champion: str | None, new: bool = False) -> Turn:
+def open_turn(
+    fields: Mapping[str, Any], champion: Callable[[], str | None], new: bool = False
+) -> Turn:
     """Resume the latest turn if its key is the same, else start one.
 
     Args:
         fields: What `key` gives.
-        champion: Version of the champion now; frozen if the turn is new.
+        champion: Gives the version of the champion now; asked if the turn is new, then frozen.
         new: Start a turn even if the latest has the same key.
     """
     last = latest()
@@ -105,7 +112,7 @@ def open_turn(fields: Mapping[str, Any], champion: str | None, new: bool = False
     folder = home() / "turns" / f"{number:04d}"
     (folder / "steps").mkdir(parents=True)
     (folder / "logs").mkdir()
-    record = {**fields, "turn": folder.name, "champion": champion, "status": "running"}
+    record = {**fields, "turn": folder.name, "champion": champion(), "status": "new"}
     write_json(folder / "turn.json", record)
     return Turn(folder, record)
 

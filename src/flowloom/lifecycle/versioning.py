@@ -1,8 +1,8 @@
 """Publish artifacts to the DVC remote `store`, and fetch them back by pointer.
 
-The store holds what DVC's own remotes hold: `files/md5/ab/cdef...` for a file, and a `.dir` manifest
-for a folder. So plain `dvc pull` gets an artifact from the text `dvc_file` gives. DVC itself takes
-seconds to import; a stage publishes in milliseconds without it.
+The store holds what DVC's own remotes hold: `files/md5/ab/cdef...` for a file, and a manifest
+(`.dir`) for a folder. So plain `dvc pull` gets an artifact from the text `dvc_file` gives. DVC
+itself takes seconds to import; a stage publishes in milliseconds without it.
 """
 
 from __future__ import annotations

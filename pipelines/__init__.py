@@ -1,0 +1,1 @@
+"""Pipelines: components wired, with resources. `python -m pipelines --help`."""

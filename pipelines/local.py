@@ -1,0 +1,173 @@
+"""Run a pipeline on this machine with kfp's local runner: a process per step, a log file each.
+
+kfp streams every step's output to the console and keeps none of it. Here each step writes to a file
+of its own in the turn's folder, and the console gets two lines per step.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+from rich.console import Console
+
+from flowloom.lifecycle.turns import Turn
+
+TAIL_LINES = 25
+
+
+class StepError(RuntimeError):
+    """A step ended with an error; the message names the step and its log."""
+
+
+@dataclass
+class Step:
+    """A step as the runner saw it."""
+
+    name: str
+    """Component, and the iteration where it is in a loop: `train_reward-0`."""
+    wall_s: float
+    """From starting its process to the end of it."""
+    failed: bool
+    """Whether it ended with an error."""
+
+
+class StepRunner:
+    """Runs a step's command, in place of `kfp.local.subprocess_task_handler.run_local_subprocess`.
+
+    kfp calls it from two threads where a loop's iterations run at the same time.
+    """
+
+    def __init__(self, turn: Turn, console: Console):
+        """Write logs to the folder of `turn` and progress to `console`."""
+        self.turn = turn
+        self.console = console
+        self.steps: list[Step] = []
+        self._lock = threading.Lock()
+
+    def __call__(
+        self, full_command: Sequence[str], env_vars: Optional[Mapping[str, str]] = None
+    ) -> int:
+        """Run the command; returns its exit status."""
+        name = step_name(full_command)
+        log_path = self.turn.log_path(name)
+        record = self.turn.dir / "steps" / f"{name}.json"
+        record.unlink(missing_ok=True)
+        started_s = time.perf_counter()
+        self._say(f"  ...  {name}")
+        env = {**os.environ, **(env_vars or {}), "FLOWLOOM_STEP": name}
+        # A file and no pipe: a step outlives a killed runner, and the next run finds its work.
+        with log_path.open("w") as log:
+            status = subprocess.run(
+                full_command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, check=False
+            ).returncode
+        wall_s = time.perf_counter() - started_s
+        with self._lock:
+            self.steps.append(Step(name, wall_s, status != 0))
+        if status:
+            self._say(f"[red] FAIL[/red]  {name:<20} {wall_s:7.1f} s  {log_path}")
+        else:
+            cached = record.is_file() and json.loads(record.read_text())["cached"]
+            note = "  (as before)" if cached else ""
+            self._say(f"[green] done[/green]  {name:<20} {wall_s:7.1f} s{note}")
+        return status
+
+    def _say(self, text: str) -> None:
+        with self._lock:
+            self.console.print(text, highlight=False, soft_wrap=True)
+
+
+def step_name(full_command: Sequence[str]) -> str:
+    """The step's name, from the path where the engine expects its outputs."""
+    given = json.loads(full_command[list(full_command).index("--executor_input") + 1])
+    path = Path(given["outputs"]["outputFile"])
+    task = path.parent.name.replace("-", "_")
+    loop = re.fullmatch(r"for-loop-\d+-iteration-(\d+)", path.parent.parent.name)
+    return f"{task}-{loop[1]}" if loop else task
+
+
+def run(
+    pipeline: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    turn: Turn,
+    console: Console,
+) -> list[Step]:
+    """Run every step of `pipeline`.
+
+    Raises:
+        StepError: If one ended with an error.
+    """
+    from kfp import local
+    from kfp.local import subprocess_task_handler
+
+    runner = StepRunner(turn, console)
+    os.environ["FLOWLOOM_TURN"] = turn.name
+    os.environ["FLOWLOOM_TRACKING"] = "spool"
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    original = subprocess_task_handler.run_local_subprocess
+    subprocess_task_handler.run_local_subprocess = runner
+    try:
+        with _quiet(turn.log_path("kfp")):
+            local.init(
+                runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(turn.dir / "kfp")
+            )
+            pipeline(**arguments)
+    except Exception as error:
+        failed = [step.name for step in runner.steps if step.failed]
+        if not failed:
+            raise
+        log_path = turn.log_path(failed[0])
+        tail = "\n".join(log_path.read_text().splitlines()[-TAIL_LINES:])
+        raise StepError(f"{tail}\n\nstep {failed[0]} failed: see {log_path}") from error
+    finally:
+        subprocess_task_handler.run_local_subprocess = original
+    return runner.steps
+
+
+@contextlib.contextmanager
+def follower(turn: Turn) -> Iterator[Callable[[], None]]:
+    """Have a process record runs in MLflow meanwhile, and wait for it at the end.
+
+    Yields:
+        A function that tells it to record what is left and end; it does so in the background.
+    """
+    with turn.log_path("tracking").open("a") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flowloom.lifecycle.tracking", "--follow"],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # an interrupt at the keyboard is not for it
+        )
+        assert process.stdin is not None
+        # It ends when its standard input closes, which happens too if this process is killed.
+        try:
+            yield process.stdin.close
+        finally:
+            process.stdin.close()
+            process.wait()
+
+
+@contextlib.contextmanager
+def _quiet(log_path: Path) -> Iterator[None]:
+    """Send what kfp itself prints and logs to a file."""
+    root = logging.getLogger()
+    level = root.level
+    with log_path.open("w") as log, contextlib.redirect_stdout(log), warnings.catch_warnings():
+        # kfp warns of images whose name has no "python" in it, and of resources of a cluster.
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"kfp\.local")
+        warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"kfp\.local")
+        try:
+            yield
+        finally:
+            root.setLevel(level)

@@ -1,0 +1,137 @@
+"""What a person reads at the end of a turn."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+from rich.console import Console
+from rich.table import Table
+
+from flowloom.lifecycle import tracking
+from flowloom.lifecycle.gate import CANDIDATE
+from flowloom.lifecycle.turns import Turn
+from pipelines.local import Step
+
+
+def show(console: Console, turn: Turn, steps: Sequence[Step], total: float, before: float) -> None:
+    """Print times, the comparison, the gate's verdict, and where everything is.
+
+    Args:
+        console: Where to print.
+        turn: The finished turn.
+        steps: Its steps as the runner saw them.
+        total: Seconds of the whole command.
+        before: Seconds of it before the first step.
+    """
+    records = {record["step"]: record for record in turn.steps()}
+    _times(console, steps, records, total, before)
+    evaluation = Path(records["evaluate"]["out"])
+    _comparison(console, json.loads((evaluation / "evaluation.json").read_text()))
+    decision = json.loads((Path(records["promote"]["out"]) / "decision.json").read_text())
+    _verdict(console, decision)
+    _places(console, turn, evaluation, Path(records["report"]["out"]) / "report.html")
+
+
+def start_up_share(
+    steps: Sequence[Step], records: dict[str, Any], total: float, before: float
+) -> float:
+    """Share of `total` spent in starting processes and importing, not in the stages themselves.
+
+    Two steps at the same time count both, so this is an upper bound.
+    """
+    inside = sum(records[step.name]["stage_s"] for step in steps)
+    return (before + sum(step.wall_s for step in steps) - inside) / total
+
+
+def _times(
+    console: Console,
+    steps: Sequence[Step],
+    records: dict[str, Any],
+    total: float,
+    before: float,
+) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("step", "seconds", "start-up", "artifact"):
+        table.add_column(title, justify="left" if title in ("step", "artifact") else "right")
+    for step in steps:
+        record = records[step.name]
+        start_s = step.wall_s - record["stage_s"]
+        note = "  as before" if record["cached"] else ""
+        table.add_row(
+            step.name, f"{step.wall_s:.1f}", f"{start_s:.1f}", record["digest"][:12] + note
+        )
+    share = start_up_share(steps, records, total, before)
+    table.add_row("total", f"{total:.1f}", f"{100 * share:.0f} %", "", style="bold")
+    console.print()
+    console.print(table)
+
+
+def _comparison(console: Console, evaluation: dict[str, Any]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("policy", "score", "candidate's lead", "95 % interval"):
+        table.add_column(title, justify="left" if title == "policy" else "right")
+    policies = evaluation["policies"]
+    for name in sorted(policies, key=lambda name: -policies[name]["mean"]):
+        lead = evaluation["paired"].get(f"vs_{name}")
+        cells = ("", "")
+        if lead:
+            cells = (f"{lead['mean']:+.3f}", f"{lead['low']:+.3f} to {lead['high']:+.3f}")
+        label = "candidate (GRPO + guidance)" if name == CANDIDATE else name.replace("_", " ")
+        table.add_row(label, f"{policies[name]['mean']:.3f}", *cells)
+    prompts = evaluation["paired"][f"vs_{evaluation['opponent']}"]["n"]
+    console.print()
+    console.print(f"Rendered score on {prompts} held-out prompts:", highlight=False)
+    console.print(table)
+
+
+def _verdict(console: Console, decision: dict[str, Any]) -> None:
+    failed = [check for check in decision["checks"] if not check["holds"]]
+    console.print()
+    if not failed:
+        console.print("[bold green]The candidate is the new champion.[/bold green]")
+        return
+    console.print("[bold yellow]The gate held the candidate back:[/bold yellow]")
+    for check in failed:
+        text = f"  {check['name']}: got {check['value']}, expected {check['rule']} {check['bound']}"
+        console.print(text, highlight=False, markup=False)
+
+
+def _places(console: Console, turn: Turn, evaluation: Path, report: Path) -> None:
+    pair = picture_pair(evaluation)
+    lines = [("report", report.as_uri())]
+    if pair:
+        prompt, candidate, fixed = pair
+        lines += [
+            (f'"{prompt}"', ""),
+            ("  candidate", str(candidate)),
+            ("  best fixed", str(fixed)),
+        ]
+    lines += [("pictures", str(path)) for path in sorted(evaluation.glob("*.png"))]
+    lines += [
+        ("runs", f"mlflow ui --backend-store-uri {tracking.tracking_uri()}"),
+        ("logs", str(turn.dir / "logs")),
+        ("try", 'flowloom design "three red circles" --render --out out'),
+        ("", "python -m pipelines run continuous_training --new-turn"),
+    ]
+    console.print()
+    for label, text in lines:
+        console.print(f"{label:<13} {text}", highlight=False, markup=False, soft_wrap=True)
+
+
+def picture_pair(evaluation: Path) -> Optional[tuple[str, Path, Path]]:
+    """The example where the candidate's first picture beats the best fixed workflow's by most."""
+    path = evaluation / "examples.json"
+    if not path.is_file():
+        return None
+    best = None
+    for example in json.loads(path.read_text())["examples"]:
+        designs = example["designs"]
+        if CANDIDATE not in designs or "best_fixed" not in designs:
+            continue
+        ours, theirs = designs[CANDIDATE]["renders"][0], designs["best_fixed"]["renders"][0]
+        lead = ours["score"] - theirs["score"]
+        if best is None or lead > best[0]:
+            files = evaluation / ours["picture"], evaluation / theirs["picture"]
+            best = (lead, (example["prompt"], *files))
+    return best[1] if best else None
