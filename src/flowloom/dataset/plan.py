@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -71,12 +71,17 @@ class Plan:
         self.calibration = draw_prompts(
             "calibration", lists.num_calibration, lists.kinds, lists.seed
         )
+        # Seeds used so far by (prompt, fingerprint): no render twice.
+        self._taken: Counter[tuple[str, str]] = Counter()
         self.num_rounds = max(len(config.panel.num_prompts), 1 + len(config.evolved_cells))
 
     def cells(self, number: int, history: Sequence[Rendered]) -> list[Cell]:
         """Cells of round `number`, given all rendered ones of the rounds before."""
         config = self.config
         rng = np.random.default_rng((config.seed, number))
+        self._taken = Counter()
+        for rendered in history:
+            self._taken[rendered.cell.spec.text, rendered.cell.fingerprint] += len(rendered.scores)
         cells = self._panel(number, history)
         if number == 0:
             flows = self._random(config.random_cells * len(self.train), number)
@@ -180,8 +185,10 @@ class Plan:
             fingerprint = flow.template_fingerprint()
             # The panel compares workflows on common noise; elsewhere fresh noise teaches more.
             name = "panel" if origin == "panel" else fingerprint
+            taken = self._taken[spec.text, fingerprint]
+            self._taken[spec.text, fingerprint] += num_seeds
             seeds = tuple(
-                render_seed(self.config.seed, spec.text, name, k) for k in range(num_seeds)
+                render_seed(self.config.seed, spec.text, name, taken + k) for k in range(num_seeds)
             )
             cells.append(Cell(spec, flow, fingerprint, split, origin, seeds))
         return cells
@@ -246,13 +253,11 @@ def _panel_means(history: Iterable[Rendered]) -> list[dict]:
     """Panel workflows with their mean over panel renders, best first."""
     scores: dict[str, list[float]] = defaultdict(list)
     flow_of: dict[str, Workflow] = {}
-    rounds: dict[str, set[str]] = defaultdict(set)
     for rendered in history:
         if rendered.cell.origin == "panel":
             fingerprint = rendered.cell.fingerprint
             flow_of.setdefault(fingerprint, rendered.cell.workflow)
             scores[fingerprint] += rendered.scores
-            rounds[fingerprint].add(rendered.cell.spec.text)
     rows = [
         {
             "workflow": flow_of[fingerprint],

@@ -1,0 +1,137 @@
+"""Pins: the ranking by hand; what is rendered in which round; best_fixed is the panel's best on the
+last round's prompts; evolved workflows come from what scored well on the same concept."""
+
+import dataclasses
+
+import pytest
+
+from flowloom.dataset.config import BuildTripletsConfig, PanelConfig, PromptsConfig
+from flowloom.dataset.plan import Cell, Plan, Rendered, rank_by_concept, render_seed
+from flowloom.dataset.prompts import concept_of, split_of
+from flowloom.shapes.prompts import parse
+from flowloom.workflow import Catalogue
+from tests.render.tiny import CHECKPOINTS, flow, write_world
+
+CONFIG = BuildTripletsConfig(
+    prompts=PromptsConfig(num_train=40, num_calibration=8, num_test=8),
+    panel=PanelConfig(
+        settings=("4/2.0", "8/3.0"),
+        lora_settings=(),
+        num_prompts=(8, 12),
+        num_kept=(2,),
+        num_varied=1,
+    ),
+    random_cells=2,
+    evolved_cells=(2, 1),
+    evolved_seeds=(1, 3),
+    num_parents=3,
+)
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory):
+    world = write_world(tmp_path_factory.mktemp("world"))
+    return Plan(CONFIG, Catalogue.load(world / "catalogue.json.gz"))
+
+
+def rendered(spec, workflow, *scores, origin="random"):
+    workflow = workflow.canonical()
+    cell = Cell(
+        spec, workflow, workflow.template_fingerprint(), "train", origin, (0,) * len(scores)
+    )
+    return Rendered(cell, scores)
+
+
+def test_ranking_by_hand():
+    """a: mean 1 of one render; b: mean .8 of eight; both of one checkpoint; c of the other."""
+    spec, other = parse("a red circle"), parse("a blue square")
+    a, b, c = flow(), flow(steps=5), flow(CHECKPOINTS[1])
+    history = [rendered(spec, a, 1.0), rendered(spec, b, *[0.8] * 8), rendered(spec, c, 0.1)]
+    history.append(rendered(other, c, 1.0, 1.0))
+    ranked = rank_by_concept(history)
+    # overall = (1 + 6.4 + .1) / 10 = .75; files of a, b: (7.4 + 8 * .75) / 17 = .788
+    # a: (1 + 4 * .788) / 5 = .831, b: (6.4 + 4 * .788) / 12 = .796; c: files (.1 + 6) / 9 = .678
+    order = [w.template_fingerprint() for w in ranked[concept_of(spec)]]
+    assert order == [w.template_fingerprint() for w in (a, b, c)]
+    assert len(ranked[concept_of(other)]) == 1
+    assert set(ranked) == {None, concept_of(spec), concept_of(other)}
+    # With a weaker single render, the eight win: a: (.9 + 4 * .782) / 5 < b's.
+    history[0] = rendered(spec, a, 0.7)
+    first = rank_by_concept(history)[concept_of(spec)][0]
+    assert first.template_fingerprint() == b.template_fingerprint()
+
+
+def test_rounds(plan):
+    assert plan.num_rounds == 3
+    first = plan.cells(0, [])
+    panel = [cell for cell in first if cell.origin == "panel"]
+    drawn = [cell for cell in first if cell.origin == "random"]
+    assert len(panel) == 4 * 8
+    assert len(drawn) == 2 * 40
+    assert len({cell.seeds for cell in panel}) == 8  # common noise of a prompt
+    assert len({cell.seeds for cell in drawn}) == len(drawn)
+
+    # Let checkpoint b be best on round shapes and a elsewhere.
+    def judge(cell):
+        loader = next(n for n in cell.workflow.nodes.values() if "ckpt_name" in n.inputs)
+        is_round = concept_of(cell.spec)[1] == "round"
+        good = loader.inputs["ckpt_name"] == CHECKPOINTS[1 if is_round else 0]
+        return Rendered(cell, (0.9 if good else 0.1,) * len(cell.seeds))
+
+    history = [judge(cell) for cell in first]
+    second = plan.cells(1, history)
+    panel_prompts = {cell.spec.text for cell in second if cell.origin == "panel"}
+    assert len(panel_prompts) == 12
+    assert not panel_prompts & {cell.spec.text for cell in panel}
+    evolved = [cell for cell in second if cell.origin == "evolved"]
+    assert len(evolved) == 2 * 40
+    assert sum(judge(cell).scores[0] for cell in evolved) / len(evolved) > 0.7
+
+    history += [judge(cell) for cell in second]
+    third = plan.cells(2, history)
+    last = [cell for cell in third if cell.origin == "evolved" and cell.split == "train"]
+    assert len(last) == 40
+    assert all(len(cell.seeds) == len(set(cell.seeds)) == 3 for cell in last)
+    seen = {r.cell.fingerprint for r in history}
+    assert all(cell.fingerprint in seen for cell in last)  # the last round edits nothing
+    calibration = [cell for cell in third if cell.split == "calibration"]
+    assert len(calibration) == 8 * 4
+    assert {split_of(cell.spec) for cell in calibration} == {"calibration"}
+    assert all(len(cell.seeds) == 4 for cell in calibration)
+    assert plan.cells(2, history) == third
+
+
+def test_best_fixed_is_the_best_of_the_last_rounds_prompts(plan):
+    early, late = plan.train[0], plan.train[8]
+    a, b = flow(), flow(CHECKPOINTS[1])
+    history = [
+        rendered(early, a, 1.0, origin="panel"),
+        rendered(early, b, 0.0, origin="panel"),
+        rendered(late, a, 0.4, origin="panel"),
+        rendered(late, b, 0.5, origin="panel"),
+        rendered(late, flow(steps=2), 1.0, origin="random"),
+    ]
+    best, rows = plan.best_fixed(history)
+    assert best.template_fingerprint() == b.template_fingerprint()
+    assert [row["mean"] for row in rows] == [0.5, 0.4]
+
+
+def test_seeds_differ_by_everything():
+    seeds = {
+        render_seed(seed, prompt, name, k)
+        for seed in (0, 1)
+        for prompt in ("a", "b")
+        for name in ("panel", "x")
+        for k in (0, 1)
+    }
+    assert len(seeds) == 16
+    assert max(seeds) < 2**48
+
+
+def test_configuration_errors_name_the_field():
+    with pytest.raises(
+        ValueError, match=r"panel.num_prompts: got 240, expected a sum of at most 40"
+    ):
+        BuildTripletsConfig(prompts=PromptsConfig(num_train=40))
+    with pytest.raises(ValueError, match="num_kept: got"):
+        dataclasses.replace(PanelConfig(), num_kept=(1,))
