@@ -1,5 +1,5 @@
-"""Facts: the embedded catalogue has ComfyUI's names, order and ranges; its hash covers content only;
-an overlay changes files and hash but no node; a loader without files is unavailable."""
+"""Facts: the embedded catalogue has ComfyUI's names, order and ranges; its hash covers content
+only; an overlay changes files and hash but no node; a loader without files is unavailable."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""Facts: the plain flow takes the 23 tokens written down in `flows`; decoding gives the same graph, its
-texts and its seeds, whatever the values are; bad graphs and bad tokens are typed errors."""
+"""Facts: the plain flow takes the 23 tokens written down in `flows`; decoding gives the same graph,
+its texts and its seeds, whatever the values are; bad graphs and bad tokens are typed errors."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import numpy as np
@@ -208,12 +209,8 @@ def test_bad_tokens_are_named(codec):
 @given(st.lists(st.integers(-2, 130), max_size=40), st.integers(0, 22))
 def test_garbage_is_refused_or_read(codec, garbage, keep):
     tokens = encode(plain(), codec).tokens[:keep] + garbage
-    try:
-        workflow = decode(tokens, codec)
-    except CodecError as error:
-        assert "\n" not in str(error)
-    else:
-        assert encode(workflow, codec).tokens
+    with contextlib.suppress(CodecError):
+        assert encode(decode(tokens, codec), codec).tokens
 
 
 def test_a_vocabulary_of_another_catalogue_is_refused(vocabulary):

@@ -1,6 +1,6 @@
-"""Facts: whatever the mask allows ends within the budget as a workflow without problems, in two families
-and at any budget; a tiny catalogue is generated exactly; a restriction only narrows; state and codec
-agree on what each token fills."""
+"""Facts: whatever the mask allows ends within the budget as a workflow without problems, in two
+families and at any budget; a tiny catalogue is generated exactly; a restriction only narrows; state
+and codec agree on what each token fills."""
 
 from __future__ import annotations
 
@@ -88,9 +88,9 @@ def test_a_class_of_the_dearer_family_needs_its_room(split):
     seen = {}
     for budget in range(26, 44):
         grammar = Grammar(split.catalogue, split.vocabulary, budget)
-        state = grammar.run([grammar.vocabulary.class_ids[c] for c in ("SaveImage", "VAEDecode")])
-        state.advance(np.array([grammar.vocabulary.class_ids["KSampler"]]))
-        seen[budget] = bool(state.mask()[0, grammar.vocabulary.class_ids["LoraLoader"]])
+        ids = grammar.vocabulary.class_ids
+        state = grammar.run([ids[c] for c in ("SaveImage", "VAEDecode", "KSampler")])
+        seen[budget] = bool(state.mask()[0, ids["LoraLoader"]])
     # SaveImage VAEDecode KSampler LoraLoader | UNETLoader file dtype | CLIPLoader file <none> | lora
     # 2 strengths | 4 values | 2 x (encode, text, CLIPLoader file <none>) | latent 4 | denoise |
     # VAELoader file | prefix <eos>: 4 + 3 + 3 + 3 + 4 + 10 + 4 + 1 + 2 + 2.
@@ -112,7 +112,8 @@ def tiny(**caps):
 
 def test_a_tiny_catalogue_is_generated_exactly():
     """By hand: decode the empty latent, or sample it. A sampler's positive is one of 2 texts; its
-    negative is one of 2 texts or the positive again; everything else has one way to be. 1 + 2 * 3."""
+    negative is one of 2 texts or the positive again; all else has one way to be. 1 + 2 * 3.
+    """
     grammar = tiny(KSampler=1)
     found = every_workflow(grammar)
     assert len(found) == 1 + 2 * 3
@@ -122,9 +123,11 @@ def test_a_tiny_catalogue_is_generated_exactly():
 
 
 def test_two_samplers_are_generated_exactly():
-    """With a second sampler below the first, each of its texts is new (2) or one of those before it
-    (1 to 4), up to 4 encodings in all; its model is new (then a second loader is there, and 2 CLIPs
-    for each encoding that follows) or the first one. Counted by the loop below."""
+    """Two samplers, counted by the loop below.
+
+    Each text of a sampler is new (2 ways, times the CLIPs there are) or one of those before it, up
+    to 4 encodings in all; the second model is the first one, or new and brings a CLIP and a VAE.
+    """
 
     def sampler(encodings, clips, deeper):
         """Ways to write positive, negative and latent, given what is finished."""

@@ -1,5 +1,5 @@
-"""Facts: ids are append-only and bound by sha256; values are shared between inputs by kind; every value
-has the type it has in API JSON; 16 rows wait for files."""
+"""Facts: ids are append-only and bound by sha256; values are shared between inputs by kind; every
+value has the type it has in API JSON; 16 rows wait for files."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_new_files_take_reserved_rows(vocabulary, embedded):
     changed = [i for i in range(grown.size) if grown.tokens[i] != vocabulary.tokens[i]]
     assert [vocabulary.token_text(i) for i in changed] == ["<file+0>", "<file+1>"]
     assert grown.tokens[changed[0]].sha256 == "a" * 64
-    # The old file's row keeps its meaning; the new bytes under the same name have a row of their own.
+    # The old file's row keeps its meaning; new bytes under the same name have a row of their own.
     assert grown.file_ids[old.folder, old.name, old.sha256] != changed[1]
     assert grown.file_ids[old.folder, old.name, "b" * 64] == changed[1]
     assert vocabulary.extend(embedded).tokens == vocabulary.tokens

@@ -27,13 +27,13 @@ def mutate(
     """A workflow that differs from the given one by `edits` small edits.
 
     Args:
-        workflow: A workflow that the grammar accepts; texts and seeds are kept.
+        workflow: A template that the grammar accepts.
         grammar: What is legal.
         rng: Source of chance.
         edits: How many edits, one after the other.
 
     Raises:
-        CodecError: the workflow cannot be written in the grammar's vocabulary.
+        CodecError: the grammar does not write the workflow: it is filled, or a value is off grid.
     """
     return mutate_all([workflow], grammar, rng, edits)[0]
 
@@ -54,6 +54,12 @@ def mutate_all(
         else w.canonical(grammar.catalogue)
         for w in workflows
     ]
+    accepted = grammar.accept_all([grammar.codec.encode(w).tokens for w in current])
+    if not accepted.all():
+        raise CodecError(
+            f"workflow {int(np.argmin(accepted))}: the grammar does not write it; "
+            "expected a template with values on the grids (fill it after mutating)"
+        )
     for _ in range(edits):
         before = [workflow.fingerprint() for workflow in current]
         open_rows = list(range(len(current)))
@@ -129,12 +135,13 @@ def _through(grammar: Grammar, class_type: str) -> list[tuple[str, int]]:
 
 def _insert(workflow: Workflow, grammar: Grammar, rng: np.random.Generator) -> Workflow | None:
     """Put a new node on a link, its other links taken from the nodes around."""
-    blocks = [c for c in grammar.class_names if _through(grammar, c)]
+    outputs = grammar.catalogue.output_classes
+    blocks = [c for c in grammar.class_names if _through(grammar, c) and c not in outputs]
     class_type = _pick(blocks, rng)
     if class_type is None:
         return None
-    through = _through(grammar, class_type)
-    name, slot = through[int(rng.integers(len(through)))]
+    # Its main line: a LoRA goes on a MODEL link, and its CLIP is rerouted below.
+    name, slot = _through(grammar, class_type)[0]
     steps = {step.name: step for step in grammar.codec.schema.steps[class_type]}
     edges = [
         (node_id, step.name, node.inputs[step.name])
