@@ -91,8 +91,8 @@ def test_a_class_of_the_dearer_family_needs_its_room(split):
         ids = grammar.vocabulary.class_ids
         state = grammar.run([ids[c] for c in ("SaveImage", "VAEDecode", "KSampler")])
         seen[budget] = bool(state.mask()[0, ids["LoraLoader"]])
-    # SaveImage VAEDecode KSampler LoraLoader | UNETLoader file dtype | CLIPLoader file <none> | lora
-    # 2 strengths | 4 values | 2 x (encode, text, CLIPLoader file <none>) | latent 4 | denoise |
+    # SaveImage VAEDecode KSampler LoraLoader | UNETLoader file dtype | CLIPLoader file <none> |
+    # lora 2 strengths | 4 values | 2 x (encode text CLIPLoader file <none>) | latent 4 | denoise |
     # VAELoader file | prefix <eos>: 4 + 3 + 3 + 3 + 4 + 10 + 4 + 1 + 2 + 2.
     assert min(b for b, legal in seen.items() if legal) == 36
     assert all(seen[b] for b in range(36, 44))
