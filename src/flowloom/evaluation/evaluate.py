@@ -122,7 +122,7 @@ def evaluate(
 def _designs(
     config: EvaluateConfig, run: Run, frame: Frame, ours: Designer
 ) -> dict[str, list[Choice]]:
-    """First choice of every policy for every prompt; kept in `work`."""
+    """First choice of every policy for every prompt."""
     several = {"n": config.num_designs, "seed": config.seed}
     calls: dict[str, dict[str, Any]] = {
         "grpo": {"policy": "grpo", "guidance": config.guidance, **several},
@@ -133,10 +133,8 @@ def _designs(
         "best_fixed": {"policy": "best_fixed", "n": 1},
         "random": {"policy": "random", "n": 1, "seed": config.seed},
     }
-    return {
-        policy: _first_choices(run, policy, frame, ours, calls[policy])
-        for policy in config.policies
-    }
+    chosen = {policy: calls[policy] for policy in config.policies}
+    return _first_choices(run.work / "designs.json", frame, ours, chosen)
 
 
 def _champion_designs(
@@ -146,19 +144,31 @@ def _champion_designs(
     record = json.loads((champion / "config.json").read_text())
     guidance = record.get("guidance", config.guidance)
     call = {"policy": "grpo", "guidance": guidance, "n": config.num_designs, "seed": config.seed}
-    return _first_choices(run, CHAMPION, frame, theirs, call)
+    path = run.work / "champion-designs.json"
+    return _first_choices(path, frame, theirs, {CHAMPION: call})[CHAMPION]
 
 
 def _first_choices(
-    run: Run, policy: str, frame: Frame, designer: Designer, call: Mapping[str, Any]
-) -> list[Choice]:
-    path = run.work / f"designs-{policy}.json"
+    path: Path, frame: Frame, designer: Designer, calls: Mapping[str, Mapping[str, Any]]
+) -> dict[str, list[Choice]]:
+    """What each call of `design` lists first; read from `path` if an earlier process got there.
+
+    All calls or none: the ensemble remembers predictions, and so a call's last bits depend on the
+    calls before it.
+    """
     if not path.is_file():
-        found = [designs[0] for designs in designer.design(frame.prompts, **call)]
-        rows = [[d.workflow.to_api(), d.fingerprint, d.score] for d in found]
+        rows = {}
+        for policy, call in calls.items():
+            found = [designs[0] for designs in designer.design(frame.prompts, **call)]
+            rows[policy] = [[d.workflow.to_api(), d.fingerprint, d.score] for d in found]
         write_json(path, rows)
     rows = json.loads(path.read_text())
-    return [Choice(Workflow.from_api(api), print_, score) for api, print_, score in rows]
+    return {
+        policy: [
+            Choice(Workflow.from_api(api), digest, score) for api, digest, score in rows[policy]
+        ]
+        for policy in calls
+    }
 
 
 def _render(
