@@ -1,0 +1,168 @@
+"""What the reward sees of a workflow: per node a bag of table rows, and who feeds whom.
+
+A node's rows are one for its class, one for each input, (field, token), where the token of a link
+is the class of its source, and one for each input that it feeds. The bag does not depend on how
+nodes are named or ordered.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from flowloom.workflow import Catalogue, Codec, Link, Node, Vocabulary, Workflow
+from flowloom.workflow import vocabulary as voc
+from flowloom.workflow.graph import NEGATIVE, PROMPT
+from flowloom.workflow.steps import FILE, LINK, SEED, TEXT, VALUE, Step, identity
+
+UNKNOWN_ROW = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """One workflow. Entries are sorted by node."""
+
+    rows_E: np.ndarray
+    """Table row of each entry."""
+    nodes_E: np.ndarray
+    """Node of each entry, counted from 0."""
+    sources_L: np.ndarray
+    """Node that each link comes from."""
+    targets_L: np.ndarray
+    """Node that each link goes to."""
+    num_nodes: int
+    """Number of nodes."""
+
+
+class FeatureTable:
+    """Rows by (field, token) and by field fed: a function of catalogue and vocabulary.
+
+    A vocabulary that was extended to new files has the same rows: those of its reserved tokens are
+    there from the beginning.
+    """
+
+    def __init__(self, catalogue: Catalogue, vocabulary: Vocabulary):
+        """Number the rows; 0 is for what has no token, such as a value that is spelled out."""
+        self.catalogue, self.vocabulary = catalogue, vocabulary
+        self.codec = Codec(catalogue, vocabulary)
+        self.schema = self.codec.schema
+        tokens = vocabulary.tokens
+        by_group: dict[str, list[int]] = {}
+        for index, token in enumerate(tokens):
+            by_group.setdefault(token.group, []).append(index)
+        classes, reserved = by_group["class"], by_group.get("reserved", [])
+        pairs: list[tuple[int, int]] = [(voc.CLASS_FIELD, token) for token in classes]
+        fed: list[int] = []
+        for steps in self.schema.steps.values():
+            for step in steps:
+                if step.how == LINK:
+                    # Any class may be a source: which can, changes with the catalogue.
+                    legal = list(classes)
+                    fed.append(step.field)
+                elif step.how == TEXT:
+                    legal = [voc.PROMPT_ID, voc.NEGATIVE_ID, voc.TEXT_ID]
+                elif step.how == FILE:
+                    files = by_group.get("file", [])
+                    legal = sorted([i for i in files if tokens[i].kind == step.kind] + reserved)
+                elif step.how == VALUE:
+                    values = by_group.get("value", [])
+                    legal = [i for i in values if tokens[i].kind == step.kind]
+                else:
+                    continue
+                pairs += [(step.field, token) for token in (voc.NONE_ID, *legal)]
+        self.row_of_pair = {pair: 1 + k for k, pair in enumerate(dict.fromkeys(pairs))}
+        first = 1 + len(self.row_of_pair)
+        self.row_of_fed = {field: first + k for k, field in enumerate(dict.fromkeys(fed))}
+        self.num_rows = first + len(self.row_of_fed)
+
+    def of_tokens(self, tokens: Sequence[int]) -> Features:
+        """Features of a workflow's code.
+
+        Raises:
+            CodecError: The tokens are no code.
+        """
+        texts = None if voc.TEXT_ID not in tokens else [""] * len(tokens)
+        return self.of_workflow(self.codec.decode(list(tokens), texts))
+
+    def of_workflow(self, workflow: Workflow) -> Features:
+        """Features of the nodes that the outputs of a workflow reach."""
+        order = workflow.order()
+        number = {node_id: k for k, node_id in enumerate(order)}
+        bags: list[list[int]] = [[] for _ in order]
+        links: list[tuple[int, int]] = []
+        for node_id, target in number.items():
+            node = workflow.nodes[node_id]
+            token = self.vocabulary.class_ids.get(node.class_type, -1)
+            bags[target].append(self._row(voc.CLASS_FIELD, token))
+            for step in self.schema.steps.get(node.class_type, ()):
+                if step.how == SEED:
+                    continue
+                value = node.inputs.get(step.name)
+                if isinstance(value, Link):
+                    source = number[value.node]
+                    links.append((source, target))
+                    bags[source].append(self.row_of_fed.get(step.field, UNKNOWN_ROW))
+                bags[target].append(self._row(step.field, self._token(step, node, workflow)))
+        sizes = [len(bag) for bag in bags]
+        ends = np.array(links, np.int64).reshape(-1, 2)
+        return Features(
+            rows_E=np.array([row for bag in bags for row in bag], np.int64),
+            nodes_E=np.repeat(np.arange(len(order)), sizes),
+            sources_L=ends[:, 0],
+            targets_L=ends[:, 1],
+            num_nodes=len(order),
+        )
+
+    def heirs(self, older: Vocabulary) -> dict[int, list[int]]:
+        """Rows of files that `older` does not know, and the rows they start as the mean of.
+
+        These are the rows, in the same field, of files of the same role and family; where there are
+        none, of all files of the folder.
+        """
+        tokens = self.vocabulary.tokens
+        known = [k for k, token in enumerate(older.tokens) if token.group == "file"]
+        new = [
+            k
+            for k, token in enumerate(tokens)
+            if token.group == "file" and older.tokens[k].group != "file"
+        ]
+        result = {}
+        for (field, token_id), row in self.row_of_pair.items():
+            if token_id not in new:
+                continue
+            token = tokens[token_id]
+            folder = [k for k in known if tokens[k].kind == token.kind]
+            like = [k for k in folder if _class_of(tokens[k]) == _class_of(token)]
+            rows = [self.row_of_pair.get((field, k)) for k in like or folder]
+            found = [r for r in rows if r is not None]
+            if found:
+                result[row] = found
+        return result
+
+    def _row(self, field: int, token: int) -> int:
+        return self.row_of_pair.get((field, token), UNKNOWN_ROW)
+
+    def _token(self, step: Step, node: Node, workflow: Workflow) -> int:
+        """The token that stands for an input; -1 where it has none."""
+        if step.name not in node.inputs:
+            return voc.NONE_ID
+        value: Any = node.inputs[step.name]
+        if isinstance(value, Link):
+            return self.vocabulary.class_ids.get(workflow.nodes[value.node].class_type, -1)
+        if step.how == TEXT:
+            return {PROMPT: voc.PROMPT_ID, NEGATIVE: voc.NEGATIVE_ID, "": voc.NEGATIVE_ID}.get(
+                value, voc.TEXT_ID
+            )
+        if step.how == FILE:
+            file = self.catalogue.file(step.kind, value)
+            key = None if file is None else (file.folder, file.name, file.sha256)
+            return -1 if key is None else self.vocabulary.file_ids.get(key, -1)
+        key = identity(value)
+        return -1 if key is None else self.schema.value_ids.get((step.kind, *key), -1)
+
+
+def _class_of(token: voc.Token) -> tuple[str, str]:
+    return token.role, token.family

@@ -1,0 +1,249 @@
+"""Train one member of the reward ensemble: regression of scores on prompt and workflow.
+
+FlowRL (arXiv 2505.21478) trains an ensemble on prompt-workflow-score triplets; its details are not
+public. Ours:
+1. each render is a row of its own, so a cell with more seeds weighs more, as it should: its mean is
+   better known;
+2. a workflow is one vector per node, not one per token; 3. members differ in weights and order,
+   without bootstrap;
+4. each prompt is encoded once per group of its rows, and groups of like size share a batch.
+
+One process: flowloom run train_reward --recipe demo --set member=0
+
+Shapes: P groups (one prompt each), B rows, L prompt words.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flowloom.config import override, to_dict
+from flowloom.dataset import triplets as triplet_table
+from flowloom.dataset.tokenizer import WordTokenizer
+from flowloom.reward.config import NetworkConfig, RewardConfig
+from flowloom.reward.features import Features, FeatureTable
+from flowloom.reward.network import Batch, Network
+from flowloom.runs import Run, write_json
+from flowloom.workflow import Catalogue, Vocabulary, Workflow
+
+WEIGHTS_FILE, RECORD_FILE = "member.safetensors", "member.json"
+TOKENIZER_FILE, VOCABULARY_FILE = "tokenizer.json", "vocabulary.json"
+CATALOGUE_FILE = "catalogue.json.gz"
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Renders to learn from."""
+
+    prompts: list[str]
+    """Different prompts."""
+    prompt_of_R: np.ndarray
+    """Prompt of each row."""
+    workflows: list[Features]
+    """Different workflows."""
+    workflow_of_R: np.ndarray
+    """Workflow of each row."""
+    scores_R: np.ndarray
+    """Score of each row, rubric units."""
+
+    @staticmethod
+    def read(path: Path, split: str, table: FeatureTable) -> Rows:
+        """Read one split of the triplets."""
+        columns = triplet_table.load(path, split)
+        prompt_index = _index(columns["prompt"])
+        flow_index = _index(columns["workflow"])
+        flows = [Workflow.from_api(json.loads(text)) for text in flow_index]
+        return Rows(
+            list(prompt_index),
+            np.array([prompt_index[text] for text in columns["prompt"]]),
+            [table.of_workflow(flow) for flow in flows],
+            np.array([flow_index[text] for text in columns["workflow"]]),
+            np.array(columns["score"], float),
+        )
+
+
+def train_reward(
+    config: RewardConfig, run: Run, *, catalogue: Path, triplets: Path
+) -> dict[str, float]:
+    """Train member `config.member` on the train split.
+
+    Args:
+        config: How.
+        run: Run folder; `out` gets `member.safetensors`, `member.json`, `tokenizer.json`,
+            `vocabulary.json`.
+        catalogue: Folder that `publish_generator` wrote.
+        triplets: Folder of `build_triplets`.
+
+    Raises:
+        FloatingPointError: The loss is not finite; names the step.
+    """
+    # Load rows, and standardise their scores.
+    torch.set_num_threads(config.num_threads)
+    facts = Catalogue.load(catalogue / CATALOGUE_FILE)
+    vocabulary = Vocabulary.build(facts)
+    table = FeatureTable(facts, vocabulary)
+    rows = Rows.read(triplets, "train", table)
+    mean, std = float(rows.scores_R.mean()), float(rows.scores_R.std())
+    targets_R = torch.from_numpy((rows.scores_R - mean) / max(std, 1e-6)).float()
+
+    # Build tokenizer, network and optimiser.
+    tokenizer = WordTokenizer.fit(rows.prompts)
+    ids_PL = encode_prompts(tokenizer, rows.prompts, config.network)
+    torch.manual_seed(_seed(config, 0))
+    network = Network(config.network, len(tokenizer), table.num_rows, config.dropout)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
+    )
+
+    # Resume.
+    state_path, first, losses = run.work / "state.pt", 0, []
+    if state_path.exists():
+        state = torch.load(state_path, weights_only=True)
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        first, losses = state["step"], state["losses"]
+        run.log(f"resumed after step {first} of {config.num_steps}")
+
+    network.train()
+    for step, chunks in enumerate(batches(config, rows, first), start=first):
+        # Predict; dropout draws from the step alone.
+        torch.manual_seed(_seed(config, 1 + step))
+        at_B = np.concatenate(chunks)
+        group_of_B = np.repeat(np.arange(len(chunks)), [len(chunk) for chunk in chunks])
+        prompts_P = torch.from_numpy(rows.prompt_of_R[[chunk[0] for chunk in chunks]])
+        batch = Batch.of([rows.workflows[k] for k in rows.workflow_of_R[at_B]])
+        group_of_B = torch.from_numpy(group_of_B)
+        predicted_B = network(ids_PL[prompts_P], group_of_B, batch)
+        targets_B = targets_R[at_B]
+
+        # Update.
+        loss = F.mse_loss(predicted_B, targets_B)
+        if config.pair_coef > 0:
+            loss = loss + config.pair_coef * pairwise_loss(predicted_B, targets_B, group_of_B)
+        value = loss.item()
+        if not np.isfinite(value):
+            raise FloatingPointError(f"train_reward: loss is {value} at step {step}")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), config.grad_clip)
+        optimizer.param_groups[0]["lr"] = config.lr * rate(config, step)
+        optimizer.step()
+
+        # Log, save.
+        losses.append(value)
+        done = step + 1
+        if done % config.checkpoint_every == 0 or done == config.num_steps:
+            recent = float(np.mean(losses[-config.checkpoint_every :]))
+            run.metric(done, {"train/loss": recent})
+            run.log(f"step {done} of {config.num_steps}: loss {recent:.3f}")
+            state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
+            _save_atomically({**state, "step": done, "losses": losses}, state_path)
+
+    # Write the member, and what its inputs mean.
+    safetensors.torch.save_file(network.state_dict(), run.out / WEIGHTS_FILE)
+    record = {
+        "network": to_dict(config.network),
+        "num_rows": table.num_rows,
+        "mean": mean,
+        "std": std,
+        "catalogue": facts.hash,
+    }
+    write_json(run.out / RECORD_FILE, record)
+    tokenizer.save(run.out / TOKENIZER_FILE)
+    write_json(run.out / VOCABULARY_FILE, vocabulary.to_json())
+    window = max(len(losses) // 10, 1)
+    return {
+        "reward/first_loss": float(np.mean(losses[:window])),
+        "reward/last_loss": float(np.mean(losses[-window:])),
+        "reward/rows": float(len(targets_R)),
+    }
+
+
+def batches(config: RewardConfig, rows: Rows, first: int = 0) -> Iterator[list[np.ndarray]]:
+    """Steps `first` to `num_steps`: each a list of groups, a group being rows of one prompt.
+
+    In an epoch every row comes once: a prompt's rows are cut into groups at random, groups of like
+    workflow size share a step, and steps come in random order.
+    """
+    by_prompt = np.argsort(rows.prompt_of_R, kind="stable")
+    bounds = np.flatnonzero(np.diff(rows.prompt_of_R[by_prompt])) + 1
+    members = np.split(by_prompt, bounds)
+    sizes_R = np.array([w.num_nodes for w in rows.workflows])[rows.workflow_of_R]
+    num_groups = sum(-(-len(m) // config.rows_per_prompt) for m in members)
+    per_epoch = -(-num_groups // config.prompts_per_step)
+    plan: list[list[np.ndarray]] = []
+    planned = -1
+    for step in range(first, config.num_steps):
+        epoch, index = divmod(step, per_epoch)
+        if epoch != planned:
+            rng = np.random.default_rng((config.seed, config.member, epoch))
+            groups = []
+            for member in members:
+                shuffled = rng.permutation(member)
+                cuts = range(config.rows_per_prompt, len(member), config.rows_per_prompt)
+                # Groups of one prompt differ in size, so that sorting by size can work.
+                ordered = shuffled[np.argsort(sizes_R[shuffled], kind="stable")]
+                groups += np.split(ordered, list(cuts))
+            largest = np.array([sizes_R[group].max() for group in groups])
+            order = np.lexsort((rng.random(len(groups)), largest))
+            plan = [
+                [groups[k] for k in order[at : at + config.prompts_per_step]]
+                for at in range(0, len(order), config.prompts_per_step)
+            ]
+            plan = [plan[k] for k in rng.permutation(len(plan))]
+            planned = epoch
+        yield plan[index]
+
+
+def pairwise_loss(predicted_B: Tensor, targets_B: Tensor, group_of_B: Tensor) -> Tensor:
+    """Mean of log(1 + exp(-sign(dy) dp)) over pairs of one group, weighted by |dy|."""
+    same_BB = group_of_B[:, None] == group_of_B[None]
+    dy_BB = (targets_B[:, None] - targets_B[None]) * same_BB
+    dp_BB = predicted_B[:, None] - predicted_B[None]
+    total = dy_BB.abs().sum()
+    return (dy_BB.abs() * F.softplus(-dy_BB.sign() * dp_BB)).sum() / total.clamp(min=1e-6)
+
+
+def rate(config: RewardConfig, step: int) -> float:
+    """Learning rate factor: linear warm-up, then linear to 0 at the last step."""
+    warm = min(1.0, (step + 1) / (config.warmup_steps + 1))
+    return warm * (1 - step / config.num_steps)
+
+
+def encode_prompts(
+    tokenizer: WordTokenizer, prompts: Sequence[str], config: NetworkConfig
+) -> Tensor:
+    """Word ids `[P, L]`, padded with 0."""
+    return torch.tensor(tokenizer.encode_batch(prompts, config.num_prompt_tokens))
+
+
+def load_member(folder: Path, name: str, num_words: int) -> Network:
+    """Read `<name>.safetensors` and `<name>.json` of a folder; evaluation mode, no gradients."""
+    record = json.loads((folder / f"{name}.json").read_text())
+    config = override(NetworkConfig(), record["network"])
+    network = Network(config, num_words, record["num_rows"])
+    network.load_state_dict(safetensors.torch.load_file(folder / f"{name}.safetensors"))
+    return network.eval().requires_grad_(False)
+
+
+def _index(values: Sequence[str]) -> dict[str, int]:
+    return {value: k for k, value in enumerate(dict.fromkeys(values))}
+
+
+def _seed(config: RewardConfig, draw: int) -> int:
+    return int(np.random.default_rng((config.seed, config.member, 1, draw)).integers(2**63))
+
+
+def _save_atomically(state: dict, path: Path) -> None:
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(path)

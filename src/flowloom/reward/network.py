@@ -1,0 +1,154 @@
+"""The network of one reward member: prompt words and workflow nodes to one number.
+
+    prompt    words + positions -> one self-attention block                    once per prompt
+    node      sum of its rows; + A mean(nodes that feed it) + B mean(nodes that it feeds)
+    block     nodes attend to nodes and prompt words; MLP
+    head      MLP of [sum over nodes, mean over prompt words]
+
+Shapes: P prompts, B workflows (rows), L prompt words, N nodes, E entries, D width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flowloom.dataset.tokenizer import PAD_ID
+from flowloom.reward.config import NetworkConfig
+from flowloom.reward.features import Features
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Workflows, padded to the largest one."""
+
+    rows_E: Tensor
+    """Table rows of all nodes, one after the other."""
+    offsets_M: Tensor
+    """Where each of the M = B * N nodes begins; a padding node is empty."""
+    mask_BN: Tensor
+    """True where there is a node."""
+    feeds_BNN: Tensor
+    """Mean over sources: `[b, target, source]` is 1 / number of links into target."""
+    fed_BNN: Tensor
+    """Mean over targets: `[b, source, target]` is 1 / number of links out of source."""
+
+    @staticmethod
+    def of(workflows: Sequence[Features]) -> Batch:
+        """Pad and stack."""
+        B, N = len(workflows), max(w.num_nodes for w in workflows)
+        sizes_BN = np.zeros((B, N), np.int64)
+        links_BNN = np.zeros((B, N, N), np.float32)
+        mask_BN = np.zeros((B, N), bool)
+        for b, w in enumerate(workflows):
+            sizes_BN[b] = np.bincount(w.nodes_E, minlength=N)
+            np.add.at(links_BNN[b], (w.targets_L, w.sources_L), 1.0)
+            mask_BN[b, : w.num_nodes] = True
+        ends_M = sizes_BN.ravel().cumsum()
+        return Batch(
+            torch.from_numpy(np.concatenate([w.rows_E for w in workflows])),
+            torch.from_numpy(ends_M - sizes_BN.ravel()),
+            torch.from_numpy(mask_BN),
+            torch.from_numpy(links_BNN / np.maximum(links_BNN.sum(2, keepdims=True), 1)),
+            torch.from_numpy(
+                (links_BNN / np.maximum(links_BNN.sum(1, keepdims=True), 1)).swapaxes(1, 2).copy()
+            ),
+        )
+
+
+class Block(nn.Module):
+    """Pre-norm attention of queries to keys, then an MLP of squared ReLU."""
+
+    def __init__(self, config: NetworkConfig, dropout: float):
+        super().__init__()
+        D = config.width
+        self.num_heads = config.num_heads
+        self.norm_query, self.norm_key, self.norm_mlp = (nn.LayerNorm(D) for _ in range(3))
+        self.to_q, self.to_k, self.to_v, self.to_out = (
+            nn.Linear(D, D, bias=False) for _ in range(4)
+        )
+        self.up = nn.Linear(D, config.mlp_ratio * D)
+        self.down = nn.Linear(config.mlp_ratio * D, D)
+        self.dropout = nn.Dropout(dropout)
+        nn.init.zeros_(self.to_out.weight)
+        nn.init.zeros_(self.down.weight)
+
+    def forward(self, x_BND: Tensor, context_BLD: Tensor | None, mask_BK: Tensor) -> Tensor:
+        """Attend from x to itself and the context, whose joint mask is `mask_BK`, K = N + L."""
+        keys = self.norm_key(x_BND)
+        if context_BLD is not None:
+            keys = torch.cat([keys, self.norm_key(context_BLD)], 1)
+        q, k, v = (
+            part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for part in (self.to_q(self.norm_query(x_BND)), self.to_k(keys), self.to_v(keys))
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_BK[:, None, None])
+        x_BND = x_BND + self.to_out(mixed.transpose(1, 2).flatten(2))
+        hidden = F.relu(self.up(self.norm_mlp(x_BND))).square()
+        return x_BND + self.down(self.dropout(hidden))
+
+
+class Network(nn.Module):
+    """One member; untrained until a state is loaded."""
+
+    def __init__(self, config: NetworkConfig, num_words: int, num_rows: int, dropout: float = 0.0):
+        super().__init__()
+        self.config = config
+        D = config.width
+        self.words = nn.Embedding(num_words, D)
+        self.positions = nn.Parameter(torch.empty(config.num_prompt_tokens, D))
+        self.prompt_block = Block(config, dropout)
+        self.rows = nn.EmbeddingBag(num_rows, D, mode="sum")
+        self.from_sources = nn.Linear(D, D, bias=False)
+        self.from_targets = nn.Linear(D, D, bias=False)
+        self.blocks = nn.ModuleList(Block(config, dropout) for _ in range(config.num_layers))
+        self.norm = nn.LayerNorm(2 * D)
+        self.dropout = nn.Dropout(dropout)
+        self.up = nn.Linear(2 * D, config.mlp_ratio * D)
+        self.out = nn.Linear(config.mlp_ratio * D, 1)
+        for weight in (self.words.weight, self.rows.weight, self.positions):
+            nn.init.normal_(weight, std=0.3)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, ids_PL: Tensor, prompt_of_B: Tensor, batch: Batch) -> Tensor:
+        """Standardised scores.
+
+        Args:
+            ids_PL: Word ids of each prompt, padded with 0.
+            prompt_of_B: Prompt of each workflow.
+            batch: The workflows.
+
+        Returns:
+            `[B]`.
+        """
+        # An empty prompt keeps its first padding position, so that there is something to attend to.
+        seen_PL = ids_PL != PAD_ID
+        seen_PL = seen_PL | (torch.arange(ids_PL.shape[1]) == 0)
+        words_PLD = self.words(ids_PL) + self.positions[: ids_PL.shape[1]]
+        words_PLD = self.prompt_block(words_PLD, None, seen_PL)
+        weights_PL1 = seen_PL.float()[..., None]
+        summary_PD = (words_PLD * weights_PL1).sum(1) / weights_PL1.sum(1)
+
+        B, N = batch.mask_BN.shape
+        x_BND = self.rows(batch.rows_E, batch.offsets_M).unflatten(0, (B, N))
+        x_BND = (
+            x_BND
+            + batch.feeds_BNN @ self.from_sources(x_BND)
+            + batch.fed_BNN @ self.from_targets(x_BND)
+        )
+        context_BLD = words_PLD[prompt_of_B]
+        mask_BK = torch.cat([batch.mask_BN, seen_PL[prompt_of_B]], 1)
+        for block in self.blocks:
+            x_BND = block(x_BND, context_BLD, mask_BK)
+        present_BN1 = batch.mask_BN.float()[..., None]
+        # A sum grows with the workflow; the norm after it keeps the scale.
+        pooled_BD = (x_BND * present_BN1).sum(1)
+        joined = self.norm(torch.cat([pooled_BD, summary_PD[prompt_of_B]], 1))
+        hidden = F.relu(self.up(self.dropout(joined))).square()
+        return self.out(hidden).squeeze(1)
