@@ -1,0 +1,178 @@
+"""Components.
+
+Facts pinned:
+- every stage of the recipe's turn has a component, and its folder is whole;
+- a component is a door: at most 30 lines of code, one call of the library, and what it passes on is
+  what its inputs are;
+- its README has the table that its signature gives.
+"""
+
+import ast
+import inspect
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from kfp import dsl
+
+import flowloom.recipes
+from components.__main__ import FOLDER, load, main, names, problems
+from flowloom import stages
+from flowloom.lifecycle import registry
+from flowloom.lifecycle.config import GateConfig
+from flowloom.runs import StageResult
+
+MAX_LINES = 30
+
+
+@pytest.fixture
+def calls(monkeypatch, tmp_path):
+    """Scripted stages: what was called, in order."""
+    made = []
+    out = tmp_path / "run" / "out"
+    out.mkdir(parents=True)
+
+    def run(name, config, inputs=None):
+        made.append((name, config, {key: value for key, value in (inputs or {}).items()}))
+        return StageResult(name, out, "d.dir", {"eval/score": 0.5}, cached=False)
+
+    monkeypatch.setattr(stages, "run", run)
+    monkeypatch.setattr(
+        flowloom.recipes,
+        "stage_config",
+        lambda recipe, stage, changes: GateConfig() if stage == "promote" else (stage, changes),
+    )
+    monkeypatch.setattr(
+        registry,
+        "register",
+        lambda parts, expected: (run("register", expected, parts), "4"),
+    )
+    monkeypatch.setattr(
+        registry,
+        "decide",
+        lambda config, version, evaluation, expected: run(
+            "promote", (config, version, expected), {"evaluation": evaluation}
+        ),
+    )
+    monkeypatch.setattr(
+        registry, "opponent", lambda given: (given, Path("/models/3") if given else None)
+    )
+    return made
+
+
+def artifact(kind, name, folder):
+    return kind(name=name, uri=str(folder / name), metadata={})
+
+
+def invoke(name, folder, **parameters):
+    """Call a component's function with real artifacts; returns its outputs."""
+    function = load(name).python_func
+    arguments = {}
+    for key, parameter in inspect.signature(function).parameters.items():
+        text = str(parameter.annotation)
+        if key in parameters:
+            arguments[key] = parameters[key]
+        elif key == "members":
+            arguments[key] = [artifact(dsl.Model, f"member-{k}", folder) for k in range(3)]
+        elif key == "overrides":
+            arguments[key] = {name: {"field": 3.0}}
+        elif key == "recipe":
+            arguments[key] = "demo"
+        else:
+            kinds = (dsl.Dataset, dsl.Model, dsl.Metrics, dsl.HTML)
+            kind = next(kind for kind in kinds if kind.__name__ in text)
+            arguments[key] = artifact(kind, key, folder)
+    return function(**arguments), arguments
+
+
+def test_every_stage_has_a_component():
+    assert set(names()) == set(stages.STAGES) | {"register", "promote"}
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_component_is_a_door(name):
+    tree = ast.parse((FOLDER / name / "component.py").read_text())
+    (function,) = (node for node in tree.body if isinstance(node, ast.FunctionDef))
+    docstring = function.body[0]
+    lines = function.end_lineno - function.lineno + 1
+    code = lines - (docstring.end_lineno - docstring.lineno + 1)
+    assert code <= MAX_LINES
+    documented = ast.get_docstring(function)
+    for argument in function.args.args:
+        assert f"{argument.arg}: " in documented
+
+
+@pytest.mark.parametrize("name", [name for name in names() if name in stages.STAGES])
+def test_a_stage_gets_its_inputs_and_hands_its_artifact_on(name, calls, tmp_path):
+    more = {"member": 1.0} if name == "train_reward" else {}
+    more |= {"champion": ""} if name == "evaluate" else {}
+    _, arguments = invoke(name, tmp_path, **more)
+    ((stage, config, inputs),) = calls
+    assert stage == name
+    changes = {"field": 3.0} | ({"member": 1} if name == "train_reward" else {})
+    assert config == (name, changes)
+    assert set(inputs) == set(stages.STAGES[name].inputs) | (set(inputs) & {"decision", "training"})
+    for key, given in inputs.items():
+        if key == "members":
+            assert given == [tmp_path / f"member-{k}" for k in range(3)]
+        elif isinstance(given, list):
+            assert all(path.parent == tmp_path for path in given)
+        else:
+            assert given == tmp_path / key
+    pointing = [a for a in arguments.values() if isinstance(a, dsl.Artifact) and "out" in a.uri]
+    (output,) = (a for a in pointing if a.uri.startswith(str(tmp_path / "run" / "out")))
+    assert output.metadata["digest"] == "d.dir"
+    if "metrics" in arguments:
+        assert arguments["metrics"].metadata == {"eval/score": 0.5}
+
+
+def test_evaluate_compares_with_the_champion(calls, tmp_path):
+    compared, _ = invoke("evaluate", tmp_path, champion="3")
+    assert compared == "3"
+    assert calls[0][2]["champion"] == Path("/models/3")
+
+
+def test_register_gives_the_version(calls, tmp_path):
+    version, _ = invoke("register", tmp_path, champion="3")
+    assert version == "4"
+    ((_, expected, parts),) = calls
+    assert expected == "3"
+    assert set(parts) == set(registry.PARTS)
+
+
+def test_promote_decides_for_the_version(calls, tmp_path):
+    invoke("promote", tmp_path, version="4", champion="")
+    assert calls == [("promote", (GateConfig(), "4", None), {"evaluation": tmp_path / "evaluation"})]
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_folder_is_whole(name):
+    assert problems(name, write=False) == []
+
+
+def test_a_stale_readme_is_reported(monkeypatch, tmp_path, capsys):
+    import components.__main__ as command
+
+    folder = tmp_path / "build_pairs"
+    folder.mkdir()
+    for file in ("README.md", "metadata.yaml", "component.py"):
+        text = (FOLDER / "build_pairs" / file).read_text()
+        (folder / file).write_text(text.replace("| `recipe` | String |", "| `recipe` | Text |"))
+    monkeypatch.setattr(command, "FOLDER", tmp_path)
+    assert main(["--check"]) == 1
+    assert "out of date" in capsys.readouterr().out
+    assert main(["--write"]) == 0
+    assert main(["--check"]) == 0
+
+
+def test_the_wrong_usage_is_told(capsys):
+    assert main([]) == 2
+
+
+def test_images_are_named_in_one_place():
+    found = SimpleNamespace(cpu=set(), gpu=set())
+    for name in names():
+        image = load(name).component_spec.implementation.container.image
+        (found.gpu if "/gpu:" in image else found.cpu).add(name)
+    assert found.cpu == {"build_pairs", "publish_generator", "register", "promote", "report"}
+    assert found.cpu | found.gpu == set(names())

@@ -1,0 +1,201 @@
+"""Recording of runs.
+
+Facts pinned:
+- a turn is a parent run, each of its stages a child with parameters, metrics over steps, tags and
+  the pointer to its artifact;
+- recording the same folder twice gives one MLflow run, and no metric twice;
+- a dead tracker loses nothing and stops no stage;
+- a failed stage is recorded as failed, with its error and the end of its log;
+- a run that the pipeline engine made is joined, not closed, and no second one is made.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from flowloom.lifecycle import tracking, turns, versioning
+
+
+@pytest.fixture
+def spooled(monkeypatch):
+    monkeypatch.setenv("FLOWLOOM_TRACKING", "spool")
+    monkeypatch.setenv("FLOWLOOM_TURN", "0001")
+
+
+def runs_of(client, kind="stage"):
+    experiment = client.get_experiment_by_name(tracking.EXPERIMENT)
+    query = f"tags.`flowloom.kind` = '{kind}'"
+    return client.search_runs([experiment.experiment_id], query) if experiment else []
+
+
+def record(run, status="finished"):
+    with tracking.recorded(run):
+        if status == "failed":
+            raise ValueError("loss: got nan at step 3")
+        versioning.publish(run.dir / "out")
+
+
+def test_a_stage_is_a_child_of_its_turn(tracked, make_run, spooled):
+    run = make_run(lr=0.25)
+    record(run)
+    assert runs_of(tracked) == []  # a stage only leaves an entry
+    assert tracking.drain(tracked) == 0
+
+    (turn,), (child,) = runs_of(tracked, "turn"), runs_of(tracked)
+    assert child.info.run_name == "train_sft"
+    assert child.info.status == "FINISHED"
+    assert child.data.tags["mlflow.parentRunId"] == turn.info.run_id
+    assert child.data.params == {"lr": "0.25"}
+    assert child.data.metrics["eval/score"] == 0.5
+    assert child.data.metrics["time/stage_s"] >= 0
+    history = tracked.get_metric_history(child.info.run_id, "train/loss")
+    assert [(point.step, point.value) for point in history] == [(1, 2.0), (2, 1.0)]
+    tags = child.data.tags
+    assert tags["flowloom.key"] == run.dir.name
+    assert json.loads(tags["flowloom.artifact"])["md5"] == run.result().digest
+    assert {"flowloom.code", "flowloom.data", "mlflow.source.git.commit"} <= set(tags)
+    assert sorted(item.path for item in tracked.list_artifacts(child.info.run_id)) == [
+        "config.json",
+        "log.txt",
+        "pointer.json",
+    ]
+
+
+def test_recording_twice_gives_one_run(tracked, make_run, spooled):
+    run = make_run()
+    for _ in range(2):
+        record(run)
+        assert tracking.drain(tracked) == 0
+    (child,) = runs_of(tracked)
+    assert len(tracked.get_metric_history(child.info.run_id, "train/loss")) == 2
+    assert len(tracked.get_metric_history(child.info.run_id, "eval/score")) == 1
+
+
+def test_a_finished_run_is_linked_to_a_new_turn_once(tracked, make_run, spooled, monkeypatch):
+    run = make_run()
+    record(run)
+    tracking.drain(tracked)
+    tracking.reused(run)  # the same turn again: known
+    assert list(tracking.spool_dir().glob("*.json")) == []
+    monkeypatch.setenv("FLOWLOOM_TURN", "0002")
+    tracking.reused(run)
+    tracking.drain(tracked)
+    found = {child.data.tags["flowloom.turn"]: child.data.tags for child in runs_of(tracked)}
+    assert sorted(found) == ["0001", "0002"]
+    assert found["0002"]["flowloom.reused"] == "true"
+    assert found["0002"]["flowloom.artifact"] == found["0001"]["flowloom.artifact"]
+
+
+def test_an_artifact_whose_publication_was_cut_off_is_published_later(make_run):
+    run = make_run()
+    tracking.reused(run)
+    assert json.loads((run.dir / "pointer.json").read_text())["md5"] == run.result().digest
+
+
+def test_a_dead_tracker_loses_nothing(tracked, make_run, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    run = make_run()
+    record(run)  # tries at once, as a task on a cluster does
+    assert "stays" in capsys.readouterr().err
+    assert len(list(tracking.spool_dir().glob("*.json"))) == 1
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert tracking.drain(tracked) == 0
+    (child,) = runs_of(tracked)
+    assert child.info.status == "FINISHED"
+
+
+def test_a_failure_is_recorded(tracked, make_run):
+    run = make_run(finish=False)
+    with pytest.raises(ValueError, match="loss: got nan"):
+        record(run, "failed")
+    (child,) = runs_of(tracked)
+    assert child.info.status == "FAILED"
+    assert child.data.tags["flowloom.error"] == "ValueError: loss: got nan at step 3"
+    assert child.data.tags["flowloom.log_tail"] == "step 2 of 2"
+    # The same command again: the same MLflow run, now finished.
+    run.finish({})
+    record(run)
+    (child,) = runs_of(tracked)
+    assert child.info.status == "FINISHED"
+
+
+def test_a_killed_stage_is_not_left_running(tracked, make_run, spooled):
+    run = make_run(finish=False)
+    tracking._leave(
+        tracking.Entry(str(run.dir), run.stage, "running", "0001", 0),
+    )
+    assert tracking.drain(tracked) == 0
+    assert [child.info.status for child in runs_of(tracked)] == ["KILLED"]
+
+
+def test_a_running_stage_is_shown_as_it_goes(tracked, make_run, spooled):
+    from flowloom.runs import exclusive
+
+    run = make_run(finish=False)
+    with exclusive(run), tracking.recorded(run):
+        assert tracking.drain(tracked) == 1
+        (child,) = runs_of(tracked)
+        assert (child.info.status, child.data.metrics) == ("RUNNING", {"train/loss": 1.0})
+        run.metric(3, {"train/loss": 0.5})
+        run.finish({})
+    assert tracking.drain(tracked) == 0
+    (child,) = runs_of(tracked)
+    assert (child.info.status, child.data.metrics["train/loss"]) == ("FINISHED", 0.5)
+    assert len(tracked.get_metric_history(child.info.run_id, "train/loss")) == 3
+
+
+def test_a_run_of_the_engine_is_joined(tracked, make_run, monkeypatch):
+    given = tracked.create_run(tracking.experiment(tracked)).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", given)
+    monkeypatch.setenv("FLOWLOOM_TURN", "0001")
+    record(make_run())
+    assert runs_of(tracked) == []
+    joined = tracked.get_run(given)
+    assert joined.info.status == "RUNNING"
+    assert joined.data.params == {"lr": "0.1"}
+    assert joined.data.metrics["train/loss"] == 1.0
+
+
+def test_a_turn_is_recorded(tracked):
+    fields = dict.fromkeys(turns.KEY_FIELDS, "x") | {"overrides": {"train_sft": {"lr": 1}}}
+    turn = turns.open_turn(fields, lambda: "3")
+    with turns.held(turn):
+        turn.mark("running")
+        assert tracking.drain(tracked) == 1
+        turn.mark("finished", seconds={"total": 1.0})
+    assert tracking.drain(tracked) == 0
+    (parent,) = runs_of(tracked, "turn")
+    assert parent.info.status == "FINISHED"
+    assert parent.info.run_name == "turn 0001"
+    assert parent.data.params["champion"] == "3"
+    assert parent.data.params["overrides.train_sft.lr"] == "1"
+
+
+def test_the_follower_records_what_is_left_and_ends(tracked, make_run, spooled):
+    record(make_run())
+    done = subprocess.run(
+        [sys.executable, "-m", "flowloom.lifecycle.tracking", "--follow"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=dict(os.environ),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(tracking.spool_dir().glob("*.json")) == []
+    assert [child.info.status for child in runs_of(tracked)] == ["FINISHED"]
+
+
+def test_parameters_are_flat():
+    config = {"lr": 0.1, "policy": {"width": 64, "name": "a"}, "steps": [1, 2], "none": None}
+    assert tracking.flatten(config) == {
+        "lr": "0.1",
+        "policy.width": "64",
+        "policy.name": "a",
+        "steps": "[1, 2]",
+        "none": "null",
+    }

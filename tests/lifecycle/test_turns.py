@@ -1,0 +1,123 @@
+"""Turns and their steps.
+
+Facts pinned:
+- the latest turn is resumed if every field of its key is the same, finished or not; `new` overrules;
+- the champion is asked for once, when a turn starts, and never changes in it;
+- one process at a time works on a turn;
+- a step's artifact points to the run folder, or is copied where the engine stores artifacts.
+"""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from flowloom.lifecycle import turns
+from flowloom.lifecycle.steps import folders, hand_over
+
+FIELDS = {
+    "pipeline": "continuous_training",
+    "recipe": "demo",
+    "overrides": {},
+    "data": "d",
+    "catalogue": "c",
+    "code": "k",
+}
+
+
+def never():
+    raise AssertionError("asked for the champion")
+
+
+def test_the_same_key_resumes():
+    first = turns.open_turn(FIELDS, lambda: "7")
+    assert (first.name, first.champion) == ("0001", "7")
+    assert turns.open_turn(FIELDS, never).name == "0001"
+    first.mark("finished")
+    again = turns.open_turn(FIELDS, never)
+    assert (again.name, again.champion, again.record["status"]) == ("0001", "7", "finished")
+    again.mark("running")  # finds all it made: stays finished
+    assert turns.load("0001").record["status"] == "finished"
+
+
+@pytest.mark.parametrize("field", turns.KEY_FIELDS)
+def test_any_other_key_starts_a_turn(field):
+    turns.open_turn(FIELDS, lambda: None)
+    changed = {"train_sft": {"lr": 1}} if field == "overrides" else "other"
+    assert turns.open_turn(FIELDS | {field: changed}, lambda: None).name == "0002"
+
+
+def test_a_new_turn_is_asked_for():
+    turns.open_turn(FIELDS, lambda: None)
+    assert turns.open_turn(FIELDS, lambda: "1", new=True).champion == "1"
+    # Only the latest counts: its key decides.
+    assert turns.open_turn(FIELDS, never).name == "0002"
+
+
+def test_the_key_is_what_the_run_depends_on():
+    key = turns.key("continuous_training", "demo", {"train_sft": {"steps": (1, 2)}})
+    assert tuple(key) == turns.KEY_FIELDS
+    assert key["overrides"] == {"train_sft": {"steps": [1, 2]}}
+
+
+def test_one_process_at_a_time():
+    turn = turns.open_turn(FIELDS, lambda: None)
+    with (
+        turns.held(turn),
+        pytest.raises(ValueError, match=r"turn 0001: process \d+ works on it"),
+        turns.held(turn),
+    ):
+        pass
+    with turns.held(turn):
+        pass
+
+
+def test_an_unknown_turn_is_named():
+    with pytest.raises(ValueError, match="turn: got '0009', expected one in"):
+        turns.load("0009")
+
+
+class Metrics:
+    def __init__(self):
+        self.values = {}
+
+    def log_metric(self, metric, value):
+        self.values[metric] = value
+
+
+def test_a_local_artifact_points_to_the_run_folder(make_run, monkeypatch):
+    turn = turns.open_turn(FIELDS, lambda: None)
+    monkeypatch.setenv("FLOWLOOM_TURN", turn.name)
+    monkeypatch.setenv("FLOWLOOM_STEP", "train_reward-2")
+    result = make_run().result()
+    artifact = SimpleNamespace(uri="/tmp/kfp/out", path="/tmp/kfp/out", metadata={})
+    metrics = Metrics()
+    hand_over(result, artifact, metrics)
+    assert artifact.uri == str(result.out_dir)
+    assert artifact.metadata == {"digest": result.digest}
+    assert metrics.values == {"eval/score": 0.5}
+    (step,) = turn.steps()
+    assert (step["step"], step["digest"], step["cached"]) == ("train_reward-2", result.digest, True)
+    assert step["stage_s"] == 0.0
+    turn.mark("finished")
+    assert turns.load("0001").record["stages"] == {"train_reward-2": result.digest}
+
+
+def test_a_remote_artifact_is_copied(make_run, tmp_path):
+    result = make_run().result()
+    place = tmp_path / "s3" / "bucket" / "designer"
+    artifact = SimpleNamespace(uri="s3://bucket/designer", path=str(place), metadata={})
+    hand_over(result, artifact)
+    assert artifact.uri == "s3://bucket/designer"
+    assert (place / "nested" / "weights.bin").read_bytes() == b"\x00\x01\x02"
+    page = SimpleNamespace(uri="s3://bucket/page", path=str(tmp_path / "x" / "page"), metadata={})
+    hand_over(result, page, file="model.json")
+    assert json.loads((tmp_path / "x" / "page").read_text()) == {"lr": 0.1}
+
+
+def test_inputs_become_folders(tmp_path):
+    one, two = SimpleNamespace(path=str(tmp_path / "1")), SimpleNamespace(path=str(tmp_path / "2"))
+    assert folders(a=one, members=[one, two]) == {
+        "a": tmp_path / "1",
+        "members": [tmp_path / "1", tmp_path / "2"],
+    }
