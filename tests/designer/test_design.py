@@ -2,11 +2,14 @@
 designs; constraints hold; the same seed gives the same designs; retrieval finds the prompt with the
 rare word."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+import torch
 
 from flowloom.designer import design as module
-from flowloom.designer.design import Designer, prompt_similarity
+from flowloom.designer.design import Designer, file_heirs, prompt_similarity
 from flowloom.designer.policy import Policy
 from flowloom.runs import write_json
 from flowloom.workflow import decode, random_workflows, validate
@@ -20,6 +23,9 @@ class ScriptedEnsemble:
         assert len(prompts) == len(tokens)
         score = np.array([len(row) / 100 for row in tokens])
         return score, score - 0.1, score + 0.1
+
+    def extended(self, catalogue, vocabulary):
+        return self
 
 
 @pytest.fixture
@@ -73,6 +79,25 @@ def test_constraints_hold(designer, grammar):
     file = next(n["inputs"]["ckpt_name"] for n in fixed.values() if "ckpt_name" in n["inputs"])
     with pytest.raises(ValueError, match="no stored workflow satisfies"):
         designer.design(PROMPTS, policy="best_fixed", forbid=(file,))
+
+
+def test_a_new_file_is_used_at_once(designer, catalogue):
+    old = catalogue.files_in("checkpoints")
+    new = dataclasses.replace(old[0], name="shapes-new.safetensors", sha256="f" * 64)
+    more = catalogue.with_files([new])
+    extended = designer.extended(more)
+    (heir,) = file_heirs(designer.vocabulary, extended.vocabulary)
+    like = [designer.vocabulary.file_ids[f.folder, f.name, f.sha256] for f in old]
+    weight = designer.tuned.head.weight
+    assert torch.allclose(extended.tuned.head.weight[heir], weight[like].mean(0))
+    first = designer.tuned.num_words
+    rows = designer.tuned.embedding.weight[[first + k for k in like]]
+    assert torch.allclose(extended.tuned.embedding.weight[first + heir], rows.mean(0))
+    assert not torch.allclose(weight[heir], weight[like].mean(0))  # the old one is left alone
+
+    with_new = designer.design(PROMPTS[:1], n=2, catalogue=more, require=(f"ckpt_name={new.name}",))
+    files = [n.inputs.get("ckpt_name") for d in with_new[0] for n in d.workflow.nodes.values()]
+    assert set(files) - {None} == {new.name}
 
 
 def test_what_has_no_more_gives_fewer(designer, monkeypatch):

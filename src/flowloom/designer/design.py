@@ -107,6 +107,26 @@ class Designer:
             policies,
         )
 
+    def extended(self, catalogue: Catalogue) -> Designer:
+        """The same designer where other files are installed.
+
+        A new file starts as the mean of the files of its role and family: nothing else is known of
+        it until the designer is trained again.
+
+        Raises:
+            VocabularyError: More new files than reserved rows.
+        """
+        vocabulary = self.vocabulary.extend(catalogue)
+        heirs = file_heirs(self.vocabulary, vocabulary)
+        return Designer(
+            catalogue,
+            vocabulary,
+            self.tuned.extended(heirs),
+            self.reference.extended(heirs),
+            self.ensemble.extended(catalogue, vocabulary),
+            self.policies,
+        )
+
     def design(
         self,
         prompts: Sequence[str],
@@ -141,11 +161,12 @@ class Designer:
         if policy not in get_args(PolicyName):
             names = ", ".join(get_args(PolicyName))
             raise ValueError(f"policy: got {policy!r}, expected one of {names}")
-        vocabulary, installed = self.vocabulary, self.catalogue
-        if catalogue is not None and catalogue.hash != installed.hash:
-            vocabulary, installed = vocabulary.extend(catalogue), catalogue
+        if catalogue is not None and catalogue.hash != self.catalogue.hash:
+            return self.extended(catalogue).design(
+                prompts, n, guidance, temperature, seed, policy, None, require, forbid
+            )
         budget = self.tuned.config.num_workflow_tokens
-        grammar = Grammar(installed, vocabulary, budget, require=require, forbid=forbid)
+        grammar = Grammar(self.catalogue, self.vocabulary, budget, require=require, forbid=forbid)
 
         if policy == "best_fixed":
             found = [self._known([self.policies["best_fixed"]], grammar, 1)] * len(prompts)
@@ -228,6 +249,21 @@ class _Drawer:
             guidance=1.0 if self.policy == "sft" else self.guidance,
             seed=seed,
         ).tokens
+
+
+def file_heirs(older: Vocabulary, vocabulary: Vocabulary) -> dict[int, list[int]]:
+    """For each new file's token the known ones of its role and family, or else of its folder."""
+    known = {k: token for k, token in enumerate(older.tokens) if token.group == "file"}
+    heirs = {}
+    for index, token in enumerate(vocabulary.tokens):
+        if token.group == "file" and index not in known:
+            folder = [k for k, other in known.items() if other.kind == token.kind]
+            same = [
+                k for k in folder if (known[k].role, known[k].family) == (token.role, token.family)
+            ]
+            if folder:
+                heirs[index] = same or folder
+    return heirs
 
 
 def prompt_similarity(known: Sequence[str]) -> Callable[[str], list[float]]:

@@ -17,7 +17,8 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,19 @@ class Policy(nn.Module):
     def tuned_parameters(self) -> dict[str, nn.Parameter]:
         """What GRPO trains and an adapter holds: all weights but the embeddings."""
         return {n: w for n, w in self.named_parameters() if not n.startswith("embedding.")}
+
+    def extended(self, heirs: Mapping[int, Sequence[int]]) -> Policy:
+        """A copy that knows tokens it never saw: each starts as the mean of others, untrained.
+
+        Args:
+            heirs: New workflow token to the tokens it resembles.
+        """
+        copy = deepcopy(self)
+        with torch.no_grad():
+            for weight, first in ((copy.embedding.weight, self.num_words), (copy.head.weight, 0)):
+                for token, like in heirs.items():
+                    weight[first + token] = weight[[first + other for other in like]].mean(0)
+        return copy
 
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Ids of prompts, padded with 0 at the right to the longest of them. Shape P L."""
