@@ -1,0 +1,100 @@
+"""Facts pinned: the JSON shape of `design`; pictures carry their workflow; constraints hold; the
+same seed gives the same designs."""
+
+import json
+
+import pytest
+
+from flowloom.render import png
+from flowloom.workflow import Catalogue, Workflow, validate
+from tests.evaluation.parts import write_model, write_parts
+
+FIELDS = {"workflow", "score", "interval", "tokens", "fingerprint", "images", "rendered_score"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    root = tmp_path_factory.mktemp("model")
+    return write_model(root / "model", write_parts(root))
+
+
+def test_designs_are_ranked_valid_and_complete(run_json, model):
+    status, answer = run_json(
+        "design", "two red stars", "a circle", "--model", model, "--n", 3, "--seed", 7
+    )
+    assert status == 0
+    assert [result["prompt"] for result in answer["results"]] == ["two red stars", "a circle"]
+    catalogue = Catalogue.load(model / "catalogue.json.gz")
+    for result in answer["results"]:
+        designs = result["designs"]
+        assert len(designs) == 3
+        assert [set(design) for design in designs] == [FIELDS] * 3
+        scores = [design["score"] for design in designs]
+        assert scores == sorted(scores, reverse=True)
+        for design in designs:
+            workflow = Workflow.from_api(design["workflow"])
+            assert validate(workflow, catalogue) == []
+            assert result["prompt"] in json.dumps(design["workflow"])
+            low, high = design["interval"]
+            assert 0 <= low <= high <= 1
+            assert (design["images"], design["rendered_score"]) == ([], None)
+            template = workflow.template_fingerprint(prompt=result["prompt"])
+            assert template == design["fingerprint"]
+    again = run_json("design", "two red stars", "a circle", "--model", model, "--n", 3, "--seed", 7)
+    assert again == (0, answer)
+
+
+def test_render_writes_pictures_and_scores_them(run_json, model, tmp_path):
+    out = tmp_path / "out"
+    status, answer = run_json(
+        "design", "a red star", "--model", model, "--n", 2, "--render", "--out", out
+    )
+    assert status == 0
+    for rank, design in enumerate(answer["results"][0]["designs"], start=1):
+        assert design["images"] == [str(out / f"a-red-star-{rank}.png")]
+        assert 0 <= design["rendered_score"] <= 1
+        workflow = Workflow.from_api(design["workflow"])
+        embedded = png.read(design["images"][0])[1]
+        assert embedded is not None
+        assert embedded.fingerprint() == workflow.fingerprint()
+        assert json.loads((out / f"a-red-star-{rank}.json").read_text()) == design["workflow"]
+
+
+def test_table_for_people_and_explanation(run, model, tmp_path):
+    status, out, err = run("design", "a star", "--model", model, "--n", 2, "--explain")
+    assert status == 0
+    assert "predicted" in out
+    assert "1: SaveImage" in out
+    assert err == "--out DIR writes the workflows\n"
+
+
+def test_a_prompt_the_rubric_cannot_judge_is_rendered_but_not_scored(run, model, tmp_path):
+    out = tmp_path / "out"
+    command = ("design", "a lion", "--model", model, "--n", 1, "--render", "--out", out)
+    status, _, err = run(*command)
+    assert status == 0
+    assert "not scored" in err
+    assert "lion" in err
+    assert (out / "a-lion-1.png").is_file()
+
+
+@pytest.mark.parametrize("policy", ["sft", "best_fixed", "retrieval", "random"])
+def test_every_policy_answers(run_json, model, policy):
+    status, answer = run_json("design", "a star", "--model", model, "--n", 1, "--policy", policy)
+    assert status == 0
+    assert len(answer["results"][0]["designs"]) == 1
+
+
+def test_constraints_hold(run_json, run, model):
+    options = ("--model", model, "--n", 2, "--policy", "random")
+    constraints = ("--require", "steps=8", "--forbid", "ImageSharpen")
+    status, answer = run_json("design", "a star", *options, *constraints)
+    assert status == 0
+    for design in answer["results"][0]["designs"]:
+        nodes = design["workflow"].values()
+        assert all(node["class_type"] != "ImageSharpen" for node in nodes)
+        assert {n["inputs"]["steps"] for n in nodes if "steps" in n["inputs"]} <= {8}
+    status, _, err = run("design", "a star", *options, "--forbid", "Bogus")
+    assert status == 2
+    assert "Bogus" in err
+    assert len(err.splitlines()) == 1
