@@ -59,7 +59,7 @@ STAGES: dict[str, Stage] = {
     "report": Stage(
         function="flowloom.evaluation.report:report",
         inputs=("evaluation", "generator"),
-        optional=("decision",),
+        optional=("decision", "training"),
     ),
 }
 

@@ -91,13 +91,13 @@ def test_training_curves_come_from_the_run_beside_the_artifact(
     (run_dir / "config.json").write_text(json.dumps({"stage": "train_grpo"}))
     # Step 2 was logged twice by a run that was killed: drawn once.
     steps = [1, 2, 2, 3]
-    lines = [json.dumps({"step": step, "train/reward": step / 10}) for step in steps]
+    lines = [json.dumps({"step": step, "grpo/reward": step / 10}) for step in steps]
     (run_dir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     inputs = {"evaluation": evaluation_dir, "generator": generator_dir}
     text = _write(tmp_path, "with", **inputs, training=[run_dir / "out", tmp_path / "elsewhere"])
-    assert "train_grpo: reward" in text
+    assert "GRPO: predicted reward" in text
     without = _write(tmp_path, "without", **inputs)
-    assert "train_grpo" not in without
+    assert "GRPO: predicted" not in without
 
 
 def test_interval_chart_places_points_on_a_round_axis():

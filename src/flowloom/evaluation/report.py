@@ -24,12 +24,21 @@ NAMES = {
     "champion": "champion so far",
 }
 """How a person calls the policies."""
-CURVES = {
-    "train_sft": ("train/loss",),
-    "train_reward": ("train/loss",),
-    "train_grpo": ("train/reward", "train/entropy", "train/kl"),
+CURVES: dict[str, tuple[tuple[str, dict[str, str]], ...]] = {
+    "train_sft": (
+        (
+            "SFT: nats per choice",
+            {"sft/prior_loss": "on the pairs", "sft/best_loss": "on the best triplets"},
+        ),
+    ),
+    "train_reward": (("Reward members: loss", {"train/loss": "member"}),),
+    "train_grpo": (
+        ("GRPO: predicted reward", {"grpo/reward": "reward"}),
+        ("GRPO: entropy per choice", {"grpo/entropy": "entropy"}),
+        ("GRPO: KL to the SFT model", {"grpo/kl": "KL"}),
+    ),
 }
-"""Metrics drawn for the training stages, where their run logged them."""
+"""Charts of the training stages: title, and what each metric's curve is called."""
 
 
 def report(
@@ -57,7 +66,7 @@ def report(
         examples=_examples(evaluation, config),
         tuned=_generator(generator),
         decision=_decision(decision),
-        curves=[curve for folder in training for curve in _training(folder)],
+        curves=_training(training),
     )
     (run.out / "report.html").write_text(page)
     run.log(f"report of {len(page) / 1e6:.1f} MB")
@@ -196,23 +205,33 @@ def _decision(path: Path | None) -> dict[str, Any] | None:
     return json.loads((path / "decision.json" if path.is_dir() else path).read_text())
 
 
-def _training(folder: Path) -> list[tuple[str, str]]:
-    """Curves of one training stage from the metrics beside the folder it wrote, if they are there.
-
-    A run that was killed and resumed logged some steps twice, equal both times: the last counts.
-    """
-    run_dir = folder.parent
-    if not (run_dir / "metrics.jsonl").is_file():
-        return []
-    stage = json.loads((run_dir / "config.json").read_text())["stage"]
-    rows: dict[int, dict[str, float]] = {}
-    for line in (run_dir / "metrics.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        rows[int(row.pop("step"))] = row
+def _training(folders: Sequence[Path]) -> list[tuple[str, str]]:
+    """Curves of training stages, from the metrics beside the folders they wrote, where they are."""
+    runs: dict[str, list[dict[int, dict[str, float]]]] = {}
+    for folder in folders:
+        run_dir = folder.parent
+        if (run_dir / "metrics.jsonl").is_file():
+            stage = json.loads((run_dir / "config.json").read_text())["stage"]
+            runs.setdefault(stage, []).append(_read_metrics(run_dir / "metrics.jsonl"))
     charts = []
-    for metric in CURVES.get(stage, ()):
-        points = [(step, rows[step][metric]) for step in sorted(rows) if metric in rows[step]]
-        if len(points) > 1:
-            label = f"{stage}: {metric.rpartition('/')[2]}"
-            charts.append((label, line_chart({metric: points}, "step")))
+    for stage, of_stage in CURVES.items():
+        for title, metrics in of_stage:
+            series = {}
+            for number, rows in enumerate(runs.get(stage, ())):
+                for metric, label in metrics.items():
+                    points = [(step, rows[step][metric]) for step in rows if metric in rows[step]]
+                    name = label if len(runs[stage]) == 1 else f"{label} {number}"
+                    if len(points) > 1:
+                        series[name] = points
+            if series:
+                charts.append((title, line_chart(series, "step")))
     return charts
+
+
+def _read_metrics(path: Path) -> dict[int, dict[str, float]]:
+    """Metrics by step. A run that was killed logged some steps twice, equal both times."""
+    rows: dict[int, dict[str, float]] = {}
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        rows.setdefault(int(row.pop("step")), {}).update(row)
+    return dict(sorted(rows.items()))
