@@ -56,6 +56,7 @@ check: $(VENV)/.stamp ## Format, lint, types and layers, without changing a file
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/basedpyright --pythonpath $(PY)
 	$(BIN)/lint-imports --no-cache
+	$(PY) -m components --check
 
 format: $(VENV)/.stamp ## Format, and mend what the linter can mend
 	$(BIN)/ruff check --fix --exit-zero --quiet $(CODE)

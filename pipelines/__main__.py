@@ -150,10 +150,16 @@ def _client(host: Optional[str]) -> Any:
     host = host or os.environ.get("KFP_HOST") or os.environ.get("KF_PIPELINES_ENDPOINT")
     if not host:
         raise ValueError("server: got none, expected --host URL or KFP_HOST; `run` needs no server")
+    import logging
+    import warnings
+
     import kfp
 
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
     try:
-        return kfp.Client(host=host)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            return kfp.Client(host=host)
     except Exception as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"server {host}: {first}") from error

@@ -162,7 +162,7 @@ def follower(turn: Turn) -> Iterator[Callable[[], None]]:
 def _quiet(log_path: Path) -> Iterator[None]:
     """Send what kfp itself prints and logs to a file."""
     root = logging.getLogger()
-    level = root.level
+    level, handlers = root.level, root.handlers[:]
     with log_path.open("w") as log, contextlib.redirect_stdout(log), warnings.catch_warnings():
         # kfp warns of images whose name has no "python" in it, and of resources of a cluster.
         warnings.filterwarnings("ignore", category=UserWarning, module=r"kfp\.local")
@@ -170,4 +170,6 @@ def _quiet(log_path: Path) -> Iterator[None]:
         try:
             yield
         finally:
+            # kfp swaps the handlers itself, but two threads at a time confuse it.
             root.setLevel(level)
+            root.handlers[:] = handlers

@@ -33,7 +33,7 @@ def calls(monkeypatch, tmp_path):
     out.mkdir(parents=True)
 
     def run(name, config, inputs=None):
-        made.append((name, config, {key: value for key, value in (inputs or {}).items()}))
+        made.append((name, config, dict(inputs or {})))
         return StageResult(name, out, "d.dir", {"eval/score": 0.5}, cached=False)
 
     monkeypatch.setattr(stages, "run", run)
@@ -142,7 +142,9 @@ def test_register_gives_the_version(calls, tmp_path):
 
 def test_promote_decides_for_the_version(calls, tmp_path):
     invoke("promote", tmp_path, version="4", champion="")
-    assert calls == [("promote", (GateConfig(), "4", None), {"evaluation": tmp_path / "evaluation"})]
+    assert calls == [
+        ("promote", (GateConfig(), "4", None), {"evaluation": tmp_path / "evaluation"})
+    ]
 
 
 @pytest.mark.parametrize("name", names())

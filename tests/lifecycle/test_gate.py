@@ -23,7 +23,8 @@ def failed(decision):
 
 def test_a_good_candidate_passes_every_check(evaluation):
     decision = gate(evaluation, CONFIG)
-    assert decision.promoted and decision.opponent == "best_fixed"
+    assert decision.promoted
+    assert decision.opponent == "best_fixed"
     # interval, prompts, designs, valid, decodable, distinct, and one per kind
     assert len(decision.checks) == 6 + 2
     by_name = {check.name: check for check in decision.checks}
@@ -43,7 +44,11 @@ def test_the_interval_must_lie_above_the_margin(evaluation):
 @pytest.mark.parametrize(
     ("path", "value", "name"),
     [
-        (("paired", "vs_best_fixed", "low"), math.nan, "paired difference to best_fixed, lower end"),
+        (
+            ("paired", "vs_best_fixed", "low"),
+            math.nan,
+            "paired difference to best_fixed, lower end",
+        ),
         (("paired", "vs_best_fixed", "n"), 99, "held-out prompts"),
         (("designs", "valid"), 4999, "valid designs"),
         (("designs", "decodable"), 4999, "decodable designs"),

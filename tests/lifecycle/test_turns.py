@@ -1,7 +1,7 @@
 """Turns and their steps.
 
 Facts pinned:
-- the latest turn is resumed if every field of its key is the same, finished or not; `new` overrules;
+- the latest turn is resumed if every field of its key is the same, finished or not;
 - the champion is asked for once, when a turn starts, and never changes in it;
 - one process at a time works on a turn;
 - a step's artifact points to the run folder, or is copied where the engine stores artifacts.

@@ -37,7 +37,7 @@ def folders(**artifacts: Folder | Sequence[Folder]) -> dict[str, Any]:
     """Input name to the folder (or list of folders) that its artifact is, for `stages.run`."""
     return {
         name: [Path(item.path) for item in artifact]
-        if isinstance(artifact, (list, tuple))
+        if isinstance(artifact, Sequence)
         else Path(artifact.path)
         for name, artifact in artifacts.items()
     }

@@ -1,0 +1,214 @@
+"""Running on this machine.
+
+Facts pinned:
+- each step has a log file of its own, iterations of a loop are told apart, the console is left to
+  two lines per step;
+- a failed step ends the turn with its name and its log;
+- errors of usage are one line and exit status 2.
+"""
+
+import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from kfp import dsl
+from rich.console import Console
+
+from flowloom.lifecycle import turns
+from pipelines import local, summary
+from pipelines.__main__ import main
+
+
+@dsl.component(base_image="any", install_kfp_package=False)
+def double(number: int, fail: bool, out: dsl.Output[dsl.Dataset]):
+    """Double a number."""
+    import os
+    from pathlib import Path
+
+    print(f"doubling {number} in turn {os.environ['FLOWLOOM_TURN']}")
+    if fail:
+        raise ValueError("loss: got nan at step 3")
+    Path(out.path).write_text(str(2 * number))
+
+
+@dsl.component(base_image="any", install_kfp_package=False)
+def add(numbers: dsl.Input[list[dsl.Dataset]]):
+    """Add the numbers."""
+    from pathlib import Path
+
+    total = sum(int(Path(number.path).read_text()) for number in numbers)
+    print(f"total {total}")
+
+
+@dsl.pipeline(name="tiny")
+def tiny(fail: bool = False):
+    """Double some numbers and add them."""
+    with dsl.ParallelFor([1, 2, 3]) as number:
+        doubled = double(number=number, fail=fail)
+    add(numbers=dsl.Collected(doubled.outputs["out"]))
+
+
+@pytest.fixture
+def turn(monkeypatch):
+    for name in ("FLOWLOOM_TURN", "FLOWLOOM_TRACKING", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # what the runner sets is undone after the test
+    return turns.open_turn(dict.fromkeys(turns.KEY_FIELDS, "x"), lambda: None)
+
+
+def test_steps_run_and_write_their_logs(turn, capfd):
+    console = Console(file=io.StringIO(), width=200)
+    steps = local.run(tiny, {}, turn, console)
+    assert sorted(step.name for step in steps) == ["add", "double-0", "double-1", "double-2"]
+    assert not any(step.failed for step in steps)
+    assert "doubling 3 in turn 0001" in turn.log_path("double-2").read_text()
+    assert "total 12" in turn.log_path("add").read_text()
+    shown = console.file.getvalue()
+    assert shown.count("done") == 4
+    assert "doubling" not in shown
+    assert capfd.readouterr() == ("", "")  # kfp's own output went to a file
+    assert "finished with status" in turn.log_path("kfp").read_text()
+
+
+def test_a_failed_step_is_named_with_its_log(turn):
+    with pytest.raises(local.StepError) as caught:
+        local.run(tiny, {"fail": True}, turn, Console(file=io.StringIO(), width=200))
+    message = str(caught.value)
+    assert "ValueError: loss: got nan at step 3" in message
+    assert "step double-" in message
+    assert "double-" in message.splitlines()[-1]
+    assert str(turn.dir / "logs") in message.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/r/tiny-1/add/executor_output.json", "add"),
+        ("/r/tiny-1/train-sft/executor_output.json", "train_sft"),
+        ("/r/tiny-1/for-loop-2-iteration-1/train-reward/executor_output.json", "train_reward-1"),
+    ],
+)
+def test_a_step_is_named_by_where_its_outputs_go(path, name):
+    given = json.dumps({"outputs": {"outputFile": path}})
+    assert local.step_name(["sh", "-c", "x", "--executor_input", given]) == name
+
+
+def test_start_up_is_what_the_stages_did_not_use():
+    steps = [local.Step("a", 5.0, False), local.Step("b", 3.0, False)]
+    records = {"a": {"stage_s": 4.0}, "b": {"stage_s": 2.5}}
+    # (1 before + 8 in steps - 6.5 in stages) of 10 seconds
+    assert summary.start_up_share(steps, records, 10.0, 1.0) == pytest.approx(0.25, abs=1e-12)
+
+
+def test_the_picture_pair_is_the_one_that_shows_most(tmp_path):
+    def example(prompt, ours, theirs):
+        designs = {
+            name: {"renders": [{"score": score, "picture": f"pictures/{prompt}-{name}.png"}]}
+            for name, score in (("grpo", ours), ("best_fixed", theirs))
+        }
+        return {"prompt": prompt, "designs": designs}
+
+    assert summary.picture_pair(tmp_path) is None
+    examples = [example("a", 0.5, 0.4), example("b", 0.9, 0.1), example("c", 0.2, 0.3)]
+    (tmp_path / "examples.json").write_text(json.dumps({"examples": examples}))
+    prompt, ours, theirs = summary.picture_pair(tmp_path)
+    assert (prompt, ours.name, theirs.name) == ("b", "b-grpo.png", "b-best_fixed.png")
+
+
+def test_the_summary_says_who_won_and_what_to_do_next(turn, tmp_path):
+    policies = {name: {"mean": mean} for name, mean in (("grpo", 0.5), ("best_fixed", 0.4))}
+    lead = {"mean": 0.1, "low": 0.06, "high": 0.14, "n": 160}
+    evaluation = {
+        "opponent": "best_fixed",
+        "policies": policies,
+        "paired": {"vs_best_fixed": lead},
+    }
+    check = {"name": "valid designs", "value": 4999, "bound": 5000, "rule": "=", "holds": False}
+    for step in ("evaluate", "promote", "report"):
+        record = {"step": step, "out": str(tmp_path), "digest": "d" * 32 + ".dir"}
+        record |= {"cached": False, "stage_s": 1.0}
+        (turn.dir / "steps" / f"{step}.json").write_text(json.dumps(record))
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+
+    def shown(checks):
+        (tmp_path / "decision.json").write_text(json.dumps({"checks": checks}))
+        console = Console(file=io.StringIO(), width=200)
+        steps = [local.Step(name, 1.5, False) for name in ("evaluate", "promote", "report")]
+        summary.show(console, turn, steps, total=6.0, before=0.5)
+        return console.file.getvalue()
+
+    text = shown([])
+    assert "+0.060 to +0.140" in text
+    assert "160 held-out prompts" in text
+    assert "The candidate is the new champion." in text
+    assert "mlflow ui --backend-store-uri sqlite:///" in text
+    assert "flowloom design" in text
+    assert "report.html" in text
+    assert "33 %" in text  # (0.5 + 4.5 - 3) / 6
+    assert "valid designs: got 4999, expected = 5000" in shown([check])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["submit", "continuous_training"], "server: got none, expected --host URL or KFP_HOST"),
+        (["schedule", "continuous_training"], "server: got none, expected --host URL or KFP_HOST"),
+        (["run", "continuous_training", "--recipe", "huge"], "recipe: got 'huge', expected one of"),
+        (
+            ["run", "continuous_training", "--set", "promote.margins=1"],
+            "promote.margins: unknown field, expected one of",
+        ),
+    ],
+)
+def test_usage_errors_are_one_line(arguments, message, capsys, monkeypatch):
+    for name in ("KFP_HOST", "KF_PIPELINES_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_server_that_is_not_there_is_one_line(capsys):
+    assert main(["submit", "continuous_training", "--host", "http://127.0.0.1:9"]) == 2
+    assert capsys.readouterr().err.startswith("pipelines: server http://127.0.0.1:9: ")
+
+
+class Server:
+    """A scripted Kubeflow Pipelines server."""
+
+    def __init__(self):
+        self.asked = {}
+
+    def create_experiment(self, name):
+        return SimpleNamespace(experiment_id=f"id of {name}")
+
+    def create_run_from_pipeline_package(self, package, arguments, **options):
+        self.asked = {"package": Path(package).read_text(), "arguments": arguments, **options}
+        return SimpleNamespace(run_id="run-1")
+
+    def create_recurring_run(self, experiment_id, name, **options):
+        package = Path(options.pop("pipeline_package_path")).read_text()
+        self.asked = {"experiment": experiment_id, "name": name, "package": package, **options}
+        return SimpleNamespace(recurring_run_id="job-1")
+
+
+def test_a_server_is_asked_for_runs(monkeypatch, capsys):
+    import pipelines.__main__ as command
+
+    server = Server()
+    monkeypatch.setattr(command, "_client", lambda host: server)
+    assert main(["submit", "continuous_training", "--set", "promote.margin=0.01"]) == 0
+    assert capsys.readouterr().out == "run-1\n"
+    overrides = {"promote": {"margin": 0.01}}
+    # No registry, so no champion: known when the run starts, and frozen.
+    assert server.asked["arguments"] == {"recipe": "demo", "overrides": overrides, "champion": ""}
+    assert server.asked["enable_caching"] is False
+    assert "name: continuous-training" in server.asked["package"]
+
+    assert main(["schedule", "continuous_training", "--cron", "0 30 2 * * *"]) == 0
+    assert capsys.readouterr().out == "job-1\n"
+    # A schedule outlives champions: each run takes the one of its day.
+    assert server.asked["params"]["champion"] == "auto"
+    assert (server.asked["cron_expression"], server.asked["max_concurrency"]) == ("0 30 2 * * *", 1)
