@@ -176,6 +176,12 @@ class WorldConfig:
             "specialist for one to three green, blue, purple or cyan objects of any one shape",
         ),
         Job(
+            name="shapes-pairs",
+            concept=Concept(kinds=("two",)),
+            steps=5000,
+            card="specialist for pairs: two objects of different shapes, no colour named",
+        ),
+        Job(
             name="shapes-two-objects",
             role="lora",
             concept=Concept(kinds=("two",)),
