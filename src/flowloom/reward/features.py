@@ -53,7 +53,8 @@ class FeatureTable:
         by_group: dict[str, list[int]] = {}
         for index, token in enumerate(tokens):
             by_group.setdefault(token.group, []).append(index)
-        classes, reserved = by_group["class"], by_group.get("reserved", [])
+        classes = by_group["class"]
+        files = sorted(by_group.get("file", []) + by_group.get("reserved", []))
         pairs: list[tuple[int, int]] = [(voc.CLASS_FIELD, token) for token in classes]
         fed: list[int] = []
         for steps in self.schema.steps.values():
@@ -65,8 +66,8 @@ class FeatureTable:
                 elif step.how == TEXT:
                     legal = [voc.PROMPT_ID, voc.NEGATIVE_ID, voc.TEXT_ID]
                 elif step.how == FILE:
-                    files = by_group.get("file", [])
-                    legal = sorted([i for i in files if tokens[i].kind == step.kind] + reserved)
+                    # Of every folder: which one a reserved token will serve is not known yet.
+                    legal = files
                 elif step.how == VALUE:
                     values = by_group.get("value", [])
                     legal = [i for i in values if tokens[i].kind == step.kind]
@@ -130,10 +131,16 @@ class FeatureTable:
             if token.group == "file" and older.tokens[k].group != "file"
         ]
         result = {}
+        folders = {
+            step.field: step.kind
+            for steps in self.schema.steps.values()
+            for step in steps
+            if step.how == FILE
+        }
         for (field, token_id), row in self.row_of_pair.items():
-            if token_id not in new:
-                continue
             token = tokens[token_id]
+            if token_id not in new or folders.get(field) != token.kind:
+                continue
             folder = [k for k in known if tokens[k].kind == token.kind]
             like = [k for k in folder if _class_of(tokens[k]) == _class_of(token)]
             rows = [self.row_of_pair.get((field, k)) for k in like or folder]
