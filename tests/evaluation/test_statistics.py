@@ -14,15 +14,15 @@ from flowloom.evaluation.statistics import (
 
 def test_interval_agrees_with_scipy_bca():
     scipy_stats = pytest.importorskip("scipy.stats")
-    values = np.random.default_rng(1).lognormal(sigma=1.2, size=20)
+    values = np.random.default_rng(3).lognormal(sigma=1.2, size=20)
     ours = bootstrap_mean(values, num_resamples=40_000, seed=3)
     theirs = scipy_stats.bootstrap(
         (values,), np.mean, n_resamples=40_000, method="BCa", rng=np.random.default_rng(7)
     ).confidence_interval
     # Monte Carlo error of a 2.5 % quantile from 40,000 draws is about 0.3 % of the width.
     width = theirs.high - theirs.low
-    assert ours.low == pytest.approx(theirs.low, abs=0.015 * width)
-    assert ours.high == pytest.approx(theirs.high, abs=0.015 * width)
+    assert ours.low == pytest.approx(theirs.low, abs=0.01 * width)
+    assert ours.high == pytest.approx(theirs.high, abs=0.01 * width)
     assert ours.mean == pytest.approx(values.mean())
     # The correction is at work: the interval of a skewed sample reaches further up than down.
     assert ours.high - ours.mean > 1.1 * (ours.mean - ours.low)
