@@ -1,5 +1,5 @@
-"""Pins: every pair is valid, different, of a train meaning, and has its template's fingerprint;
-equal configurations give equal bytes; the prior's weights and the base workflows are what they say."""
+"""Pins: pairs are valid, different, of train meanings and have their template's fingerprint; equal
+configurations give equal bytes; prior weights, base workflows and edits are as they say."""
 
 import json
 from collections import Counter

@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 
 from flowloom.dataset.config import BuildTripletsConfig, PanelConfig, PromptsConfig
-from flowloom.dataset.plan import Cell, Plan, Rendered, rank_by_concept, render_seed
+from flowloom.dataset.plan import Cell, Plan, Rendered, nearness, rank_by_concept, render_seed
 from flowloom.dataset.prompts import concept_of, split_of
 from flowloom.shapes.prompts import parse
 from flowloom.workflow import Catalogue
@@ -43,22 +43,27 @@ def rendered(spec, workflow, *scores, origin="random"):
 
 
 def test_ranking_by_hand():
-    """a: mean 1 of one render; b: mean .8 of eight; both of one checkpoint; c of the other."""
+    """One concept: a in one render, b in eight, both of one checkpoint, c of the other; c also in
+    two renders of a concept that differs in two parts (nearness .09)."""
     spec, other = parse("a red circle"), parse("a blue square")
     a, b, c = flow(), flow(steps=5), flow(CHECKPOINTS[1])
-    history = [rendered(spec, a, 1.0), rendered(spec, b, *[0.8] * 8), rendered(spec, c, 0.1)]
-    history.append(rendered(other, c, 1.0, 1.0))
-    ranked = rank_by_concept(history)
-    # overall = (1 + 6.4 + .1) / 10 = .75; files of a, b: (7.4 + 8 * .75) / 17 = .788
-    # a: (1 + 4 * .788) / 5 = .831, b: (6.4 + 4 * .788) / 12 = .796; c: files (.1 + 6) / 9 = .678
-    order = [w.template_fingerprint() for w in ranked[concept_of(spec)]]
-    assert order == [w.template_fingerprint() for w in (a, b, c)]
-    assert len(ranked[concept_of(other)]) == 1
-    assert set(ranked) == {None, concept_of(spec), concept_of(other)}
-    # With a weaker single render, the eight win: a: (.9 + 4 * .782) / 5 < b's.
-    history[0] = rendered(spec, a, 0.7)
-    first = rank_by_concept(history)[concept_of(spec)][0]
-    assert first.template_fingerprint() == b.template_fingerprint()
+    assert nearness(concept_of(spec), concept_of(other)) == pytest.approx(0.09)
+    history = [rendered(spec, b, *[0.8] * 8), rendered(spec, c, 0.1), rendered(other, c, 1.0, 1.0)]
+    # Everything: (6.4 + .1 + .18 + s_a) / 10.18. With s_a = 1: .754; files of a, b:
+    # (7.4 + 4 * .754) / 13 = .801; a: (1 + 4 * .801) / 5 = .841;
+    # b: (6.4 + 4 * .801) / 12 = .800; c: .55.
+    ranked = rank_by_concept([rendered(spec, a, 1.0), *history])
+    assert names(ranked[concept_of(spec)]) == names([a, b, c])
+    assert set(ranked) == {concept_of(spec), concept_of(other)}
+    # With s_a = .75: files .775, a: .770, b: .792.
+    ranked = rank_by_concept([rendered(spec, a, 0.75), *history])
+    assert names(ranked[concept_of(spec)]) == names([b, a, c])
+    # Where only c was rendered it comes first.
+    assert names(ranked[concept_of(other)])[0] == c.template_fingerprint()
+
+
+def names(flows):
+    return [workflow.template_fingerprint() for workflow in flows]
 
 
 def test_rounds(plan):

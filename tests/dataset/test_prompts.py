@@ -40,9 +40,10 @@ def test_lists_are_balanced_different_and_repeatable(lists):
 
 
 def test_concepts():
-    assert concept_of(parse("a red circle")) == ("colors", "round", "warm")
-    assert concept_of(parse("three blue boxes")) == ("counting", "angular", "cool")
-    assert concept_of(parse("a star and a square")) == ("two", "mixed", "any")
+    assert concept_of(parse("a red circle")) == ("colors", "round", "warm", "few")
+    assert concept_of(parse("three blue boxes")) == ("counting", "angular", "cool", "few")
+    assert concept_of(parse("four stars")) == ("counting", "round", "any", "many")
+    assert concept_of(parse("a star and a square")) == ("two", "mixed", "any", "few")
 
 
 def test_errors_name_the_trouble():

@@ -141,7 +141,7 @@ class BuildTripletsConfig:
     """How pictures are scored."""
     num_processes: int = 2
     """Render workers; changes no result."""
-    shard_size: int = 64
+    shard_size: int = 128
     """Renders per shard, the unit of work and of resuming."""
     seed: int = 0
     """Seed of workflows and noise."""

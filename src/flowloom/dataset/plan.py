@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from flowloom.dataset.config import BuildTripletsConfig
-from flowloom.dataset.prompts import concept_of, draw_prompts
+from flowloom.dataset.prompts import Concept, concept_of, draw_prompts
 from flowloom.dataset.workflows import (
     draw_workflows,
     edited,
@@ -28,8 +28,10 @@ from flowloom.workflow import Catalogue, Workflow
 
 SHRINK_RENDERS = 4.0
 """Renders that a prior mean counts for: variance of noise over that of workflows, (.3 / .15)^2."""
-SHRINK_WORKFLOWS = 8.0
-"""The same for the mean over all concepts against that of one concept."""
+SHRINK_FILES = 4.0
+"""The same for the mean over workflows with the same model files."""
+NEARNESS = 0.3
+"""Weight of a render for a concept that differs in one part."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,11 +155,15 @@ class Plan:
     ) -> list[Workflow]:
         """A workflow per prompt: one of its concept's best so far, kept or edited."""
         ranked = rank_by_concept(history)
-        everywhere = ranked[None]
         flows, edit = [], []
         seen: dict[tuple[str, int], None] = {}
         for place, spec in enumerate(specs):
-            parents = ranked.get(concept_of(spec), everywhere)[: self.config.num_parents]
+            concept = concept_of(spec)
+            if concept not in ranked:
+                # Every train concept was rendered in round 0; a calibration one takes the nearest.
+                near = max(sorted(ranked), key=lambda other: nearness(concept, other))
+                ranked[concept] = ranked[near]
+            parents = ranked[concept][: self.config.num_parents]
             # Better ones more often: a place's weight falls to a quarter over the list.
             weights = 0.25 ** (np.arange(len(parents)) / max(len(parents) - 1, 1))
             order = rng.choice(len(parents), len(parents), False, weights / weights.sum())
@@ -200,46 +206,61 @@ def render_seed(seed: int, prompt: str, name: str, number: int) -> int:
     return int.from_bytes(digest[:6], "big")
 
 
-def rank_by_concept(
-    history: Iterable[Rendered],
-) -> dict[tuple[str, str, str] | None, list[Workflow]]:
-    """Workflows of each concept, best first, by shrunk mean score; under None of all prompts.
+def rank_by_concept(history: Iterable[Rendered]) -> dict[Concept, list[Workflow]]:
+    """Workflows for each concept among the train cells, best first, by shrunk mean score.
 
-    The mean of a workflow's n renders within a concept is drawn toward the mean m of everything
-    rendered there with the same model files, which is itself drawn toward the concept's mean:
+    With w the nearness of a render's concept to the one ranked for (1 for the same, `NEARNESS` for
+    every part that differs) and s its score, a workflow's value is
 
-        (sum of scores + SHRINK_RENDERS * m) / (n + SHRINK_RENDERS)
+        (sum w s + SHRINK_RENDERS m) / (sum w + SHRINK_RENDERS),
+
+    where m is the same mean over all workflows with the same model files, drawn toward the mean of
+    everything by SHRINK_FILES. So what was rendered for one concept speaks, weakly, for others.
     """
-    groups: dict[tuple | None, list[Rendered]] = defaultdict(list)
-    for rendered in history:
-        if rendered.cell.split == "train":
-            groups[None].append(rendered)
-            groups[concept_of(rendered.cell.spec)].append(rendered)
-    return {concept: _rank(members) for concept, members in groups.items()}
-
-
-def _rank(members: Sequence[Rendered]) -> list[Workflow]:
-    scores: dict[str, list[float]] = defaultdict(list)
-    by_files: dict[tuple, list[float]] = defaultdict(list)
+    # Per concept and workflow: number and sum of scores.
+    counts: dict[Concept, dict[str, np.ndarray]] = defaultdict(lambda: defaultdict(_nothing))
     flow_of: dict[str, Workflow] = {}
-    for rendered in members:
-        fingerprint = rendered.cell.fingerprint
-        flow_of.setdefault(fingerprint, rendered.cell.workflow)
-        scores[fingerprint] += rendered.scores
-        by_files[files_of(rendered.cell.workflow)] += rendered.scores
-    overall = float(np.mean([score for values in scores.values() for score in values]))
-    prior = {
-        files: _shrunk(values, overall, SHRINK_WORKFLOWS) for files, values in by_files.items()
-    }
-    value = {
-        fingerprint: _shrunk(values, prior[files_of(flow_of[fingerprint])], SHRINK_RENDERS)
-        for fingerprint, values in scores.items()
-    }
+    for rendered in history:
+        cell = rendered.cell
+        if cell.split == "train":
+            flow_of.setdefault(cell.fingerprint, cell.workflow)
+            seen = np.array([len(rendered.scores), sum(rendered.scores)])
+            counts[concept_of(cell.spec)][cell.fingerprint] += seen
+    files = {fingerprint: files_of(flow) for fingerprint, flow in flow_of.items()}
+    return {concept: _rank(concept, counts, flow_of, files) for concept in counts}
+
+
+def nearness(one: Concept, other: Concept) -> float:
+    """`NEARNESS` to the power of the number of parts in which two concepts differ."""
+    return NEARNESS ** sum(a != b for a, b in zip(one, other, strict=True))
+
+
+def _rank(
+    concept: Concept,
+    counts: Mapping[Concept, Mapping[str, np.ndarray]],
+    flow_of: Mapping[str, Workflow],
+    files: Mapping[str, tuple[str, ...]],
+) -> list[Workflow]:
+    total: dict[str, np.ndarray] = defaultdict(_nothing)
+    by_files: dict[tuple[str, ...], np.ndarray] = defaultdict(_nothing)
+    for other, seen in counts.items():
+        weight = nearness(concept, other)
+        for fingerprint, count_sum in seen.items():
+            total[fingerprint] += weight * count_sum
+            by_files[files[fingerprint]] += weight * count_sum
+    everything = sum(by_files.values(), _nothing())
+    mean = everything[1] / everything[0]
+    prior = {name: _shrunk(seen, mean, SHRINK_FILES) for name, seen in by_files.items()}
+    value = {f: _shrunk(seen, prior[files[f]], SHRINK_RENDERS) for f, seen in total.items()}
     return [flow_of[f] for f in sorted(value, key=lambda f: (-value[f], f))]
 
 
-def _shrunk(values: Sequence[float], toward: float, weight: float) -> float:
-    return (sum(values) + weight * toward) / (len(values) + weight)
+def _nothing() -> np.ndarray:
+    return np.zeros(2)
+
+
+def _shrunk(count_sum: np.ndarray, toward: float, weight: float) -> float:
+    return float((count_sum[1] + weight * toward) / (count_sum[0] + weight))
 
 
 def files_of(workflow: Workflow) -> tuple[str, ...]:

@@ -12,6 +12,8 @@ from flowloom.shapes.prompts import split_of as holdout_of
 
 SPLITS = ("train", "calibration", "test")
 CALIBRATION_FRAC = 0.15
+FEW_OBJECTS = 3
+Concept = tuple[str, str, str, str]
 _MAX_TRIES = 4000
 
 
@@ -49,10 +51,12 @@ def draw_prompts(split: str, num: int, kinds: Sequence[str], seed: int) -> list[
     return in_turn[:num]
 
 
-def concept_of(spec: PromptSpec) -> tuple[str, str, str]:
-    """What prompts share that want the same workflows: kind, shape family, colour family."""
+def concept_of(spec: PromptSpec) -> Concept:
+    """What prompts share that want the same workflows: kind, families, few or many."""
     concepts = prompt_concepts(spec)
-    return spec.kind, concepts["shapes"], concepts["colors"]
+    num_objects = sum(item.count for item in spec.objects)
+    number = "few" if num_objects <= FEW_OBJECTS else "many"
+    return spec.kind, concepts["shapes"], concepts["colors"], number
 
 
 def _draw_kind(split: str, num: int, kind: str, seed: tuple[int, ...]) -> list[PromptSpec]:
