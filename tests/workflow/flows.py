@@ -144,6 +144,10 @@ def split_catalogue() -> Catalogue:
         "inputs": [{"name": "vae_name", "type": "COMBO", "folder": "vae"}],
         "outputs": ["VAE"],
     }
+    nodes["VAEEncode"] = {
+        "inputs": [{"name": "pixels", "type": "IMAGE"}, {"name": "vae", "type": "VAE"}],
+        "outputs": ["LATENT"],
+    }
     nodes["Pair"] = {
         "inputs": [
             {"name": "text", "type": "STRING", "multiline": True},

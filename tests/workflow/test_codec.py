@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowloom.workflow import Codec, CodecError, Vocabulary, Workflow, decode, encode
+from flowloom.workflow import Catalogue, Codec, CodecError, Vocabulary, Workflow, decode, encode
 from flowloom.workflow import vocabulary as voc
 from tests.workflow.flows import PLAIN_CODE, plain, plain_api, split_catalogue, two_pass
 
@@ -101,6 +101,16 @@ def test_off_grid_values_are_spelled(codec):
     assert digits == [3, 9, 2, 14, 3, 5]
     assert encode(plain(n3_cfg=2.5), codec).tokens == encode(plain(), codec).tokens
     assert len(encode(plain(n3_cfg=2), codec).tokens) > len(PLAIN_CODE)  # 2 is not 2.0
+
+
+def test_minus_zero_is_not_zero():
+    knob = {"name": "knob", "type": "FLOAT", "default": 0.0, "min": -1.0, "max": 1.0}
+    node = {"inputs": [knob], "outputs": ["IMAGE"], "output_node": True}
+    catalogue = Catalogue.from_json({"nodes": {"Odd": node}, "files": []})
+    codec = Codec(catalogue, Vocabulary.build(catalogue))
+    for value, count in ((0.0, 3), (-0.0, 2 + 2 + 2 * len("-0.0"))):
+        api = {"1": {"class_type": "Odd", "inputs": {"knob": value}}}
+        assert len(same_after_decoding(Workflow.from_api(api), codec).tokens) == count
 
 
 def test_a_far_reference_is_spelled(codec):

@@ -319,6 +319,7 @@ def test_a_restriction_only_narrows(grammar, embedded, vocabulary):
         ({"require": {"steps": 7}}, "require steps=7: no such input, or"),
         ({"require": ["stepz=8"]}, "require stepz=8"),
         ({"forbid": ["Nothing"]}, "forbid: 'Nothing' is no class or file"),
+        ({"classes": []}, "classes: none of them is available"),
         ({"forbid": ["VAEDecode"]}, "this restriction of the catalogue"),
         ({"classes": ["SaveImage", "Nope"]}, "classes: 'Nope' is not in the catalogue"),
     ],
@@ -329,7 +330,7 @@ def test_bad_grammars_are_named(embedded, vocabulary, options, message):
 
 
 def test_without_files_there_is_no_workflow(embedded):
-    with pytest.raises(GrammarError, match="this restriction of the catalogue"):
+    with pytest.raises(GrammarError, match="this restriction"):
         Grammar(dataclasses.replace(embedded, files=()))
 
 

@@ -84,6 +84,26 @@ def test_sharing_counts():
     assert Workflow.from_api(api).fingerprint() != plain().fingerprint()
 
 
+def test_the_target_of_a_link_counts():
+    """Two equal loaders, one for each text: which of them gives the VAE tells two graphs apart."""
+    api = plain_api(n7_clip=["40", 1])
+    api["40"] = copy.deepcopy(PLAIN["4"])
+    other = copy.deepcopy(api)
+    other["8"]["inputs"]["vae"] = ["40", 2]
+    assert Workflow.from_api(api).fingerprint() != Workflow.from_api(other).fingerprint()
+
+
+def test_a_cell_of_two_outputs_has_one_id():
+    api = plain_api()
+    for old, new in (("9", "20"), ("8", "80"), ("3", "30")):
+        api[new] = copy.deepcopy(PLAIN[old])
+    api["20"]["inputs"]["images"], api["80"]["inputs"]["samples"] = ["80", 0], ["30", 0]
+    api["30"]["inputs"]["steps"] = 20
+    template = Workflow.from_api(api)
+    cells = {template.fill("x", seed=k).template_fingerprint() for k in range(20)}
+    assert cells == {template.template_fingerprint()}
+
+
 def test_shared_between_outputs_differs_from_copied():
     """Two outputs of one sampler are one picture; of two samplers, two after filling."""
     api = plain_api()

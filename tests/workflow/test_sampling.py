@@ -78,9 +78,9 @@ def test_weights_shift_the_share(grammar):
         for c in codes
     )
     assert set(first) == set(names[:3])
-    # Four standard errors of a share of 2,048 draws are at most .045.
     for name, weight in shares.items():
-        assert abs(first[name] / len(codes) - weight / 8) < 0.045
+        error = np.sqrt(weight / 8 * (1 - weight / 8) / len(codes))
+        assert abs(first[name] / len(codes) - weight / 8) < 4 * error
 
 
 def test_an_unknown_token_is_refused(grammar):

@@ -65,13 +65,12 @@ class Grammar:
         self.budget, self.max_outputs = budget, max_outputs
         self.codec = Codec(catalogue, self.vocabulary)
         rules = voc.rules()
-        self.class_names = [c for c in catalogue.nodes if c in self.vocabulary.class_ids]
+        self.class_names = self._choose_classes(classes)
         self.num_classes = len(self.class_names)
         self.class_ids = np.array([self.vocabulary.class_ids[c] for c in self.class_names])
         self._index_families()
         self._index_fields(rules)
         self._fill_static()
-        self._drop_classes(classes)
         self._restrict(require, forbid)
         self._fill_costs()
         self._fill_sizes()
@@ -136,6 +135,18 @@ class Grammar:
         return accepted
 
     # -- tables ----------------------------------------------------------------------------------
+
+    def _choose_classes(self, classes: Iterable[str] | None) -> list[str]:
+        """Classes to write, in the catalogue's order: those asked for that are available."""
+        known = self.vocabulary.class_ids
+        wanted = list(known) if classes is None else list(classes)
+        for name in wanted:
+            if name not in known or name not in self.catalogue.nodes:
+                raise GrammarError(f"classes: {name!r} is not in the catalogue")
+        found = [c for c in self.catalogue.nodes if c in wanted and self.catalogue.available(c)]
+        if not found:
+            raise GrammarError("classes: none of them is available, expected at least one")
+        return found
 
     def _index_families(self) -> None:
         self.families = self.catalogue.families or ("",)
@@ -227,15 +238,6 @@ class Grammar:
         static[:, self.class_ids[self.is_output]] = False
         static[voc.END_FIELD, self.class_ids[self.is_output]] = True
         self.static = static
-
-    def _drop_classes(self, classes: Iterable[str] | None) -> None:
-        names = self.class_names if classes is None else list(classes)
-        for name in names:
-            if name not in self.vocabulary.class_ids:
-                raise GrammarError(f"classes: {name!r} is not in the catalogue")
-        for c, name in enumerate(self.class_names):
-            if name not in names:
-                self.static[:, self.class_ids[c]] = False
 
     def _restrict(self, require: Mapping[str, Any] | Iterable[str], forbid: Iterable[str]) -> None:
         if not isinstance(require, Mapping):
@@ -344,7 +346,8 @@ class Grammar:
                     if self.field_sized[field]:
                         legal = self.static[field, self.class_ids]
                         least = np.where(legal, self.min_area, np.inf).min()
-                        area = max(area, self.shrink[field] * least)
+                        # Shrinking is not counted on, so a class once legal stays completable.
+                        area = max(area, max(self.shrink[field], 1.0) * least)
                 self.min_area[c] = area
             if np.array_equal(before, self.min_area):
                 break
