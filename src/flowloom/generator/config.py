@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from flowloom.config import check
 
@@ -57,13 +58,15 @@ class TuneGeneratorConfig:
     kl_coef: float = 0.1
     """Weight of mean (v - v_base)^2."""
     lr: float = 3e-4
-    """Learning rate of AdamW over all weights."""
+    """Peak learning rate of AdamW over all weights; falls linearly to 0."""
     warmup_steps: int = 8
     """Optimiser steps over which the learning rate rises; Adam's first steps are blind to scale."""
     weight_decay: float = 1e-4
     """Weight decay of AdamW."""
+    keep_frac: float = 1.0
+    """Share of the pairs that are trained on: those with the largest gaps in reward."""
     train_frac: float = 1.0
-    """Share of the visited (pair, step) units that are trained on, chosen at random."""
+    """Share of the (pair, step) units of these pairs that are trained on, chosen at random."""
     num_minibatches: int = 4
     """Optimiser steps per rollout."""
     grad_clip: float = 1.0
@@ -94,9 +97,11 @@ class TuneGeneratorConfig:
         for name in ("kl_coef", "weight_decay", "warmup_steps"):
             check(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
         check(self.guidance is None or self.guidance > 0, "guidance", self.guidance, "> 0 or null")
-        check(0 < self.train_frac <= 1, "train_frac", self.train_frac, "in (0, 1]")
-        rows = int(self.pairs_per_epoch * self.num_steps * self.train_frac)
-        expected = f"at most pairs_per_epoch * num_steps * train_frac = {rows}"
+        for name in ("keep_frac", "train_frac"):
+            check(0 < getattr(self, name) <= 1, name, getattr(self, name), "in (0, 1]")
+        kept = math.ceil(self.keep_frac * self.pairs_per_epoch)
+        rows = math.ceil(self.train_frac * kept * self.num_steps)
+        expected = f"at most the {rows} (pair, step) units trained on"
         check(self.num_minibatches <= rows, "num_minibatches", self.num_minibatches, expected)
         check(self.base != self.name, "name", self.name, "another name than base")
 

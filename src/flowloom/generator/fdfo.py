@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -102,10 +103,7 @@ def tune_generator(config: TuneGeneratorConfig, run: Run) -> dict[str, float]:
             raise FloatingPointError(f"epoch {epoch}: {error}") from error
 
         # Update the velocity along all paths.
-        order_U = np.random.default_rng((config.seed, _SHUFFLE, epoch)).permutation(
-            config.num_steps * len(prompts)
-        )
-        order_U = order_U[: int(config.train_frac * len(order_U))]
+        order_U = choose_units(config, rewards_B, epoch)
         logged = update(
             config, flow, base_flow, optimizer, doubled, paths, rewards_B, order_U, epoch
         )
@@ -182,8 +180,7 @@ def update(
         norm = torch.nn.utils.clip_grad_norm_(flow.parameters(), config.grad_clip)
         _check_finite(norm, "gradient norm", epoch, index)
         step = epoch * config.num_minibatches + index
-        warm = min(1.0, (step + 1) / (config.warmup_steps + 1))
-        optimizer.param_groups[0]["lr"] = config.lr * warm
+        optimizer.param_groups[0]["lr"] = config.lr * rate(config, step)
         optimizer.step()
         with torch.no_grad():
             far_B = (log_rho_B.exp() - 1).abs() > c_B[rows]
@@ -195,6 +192,21 @@ def update(
         "train/pair_rms": float(rms_B.mean()),
         "train/pair_gap": float(dR_B.abs().mean() * 2),
     }
+
+
+def choose_units(config: TuneGeneratorConfig, rewards_B: Tensor, epoch: int) -> np.ndarray:
+    """Units to train on, shuffled: a share of all steps of the pairs with the largest gaps."""
+    gaps_P = pairs.half_difference(rewards_B)[::2].abs().numpy()
+    kept = np.argsort(-gaps_P, kind="stable")[: math.ceil(config.keep_frac * len(gaps_P))]
+    units = (np.arange(config.num_steps)[:, None] * len(gaps_P) + np.sort(kept)).ravel()
+    shuffled = np.random.default_rng((config.seed, _SHUFFLE, epoch)).permutation(units)
+    return shuffled[: math.ceil(config.train_frac * len(units))]
+
+
+def rate(config: TuneGeneratorConfig, step: int) -> float:
+    """Learning rate factor: linear warm-up, then linear to 0 after the last step."""
+    num_steps = config.num_epochs * config.num_minibatches
+    return min(1.0, (step + 1) / (config.warmup_steps + 1)) * (1 - step / num_steps)
 
 
 def draw_prompts(
