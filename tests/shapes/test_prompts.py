@@ -94,10 +94,8 @@ def test_split_is_stable_and_has_its_share():
     # About 600 meanings: a quarter, give or take two standard errors of .018.
     assert abs(held - prompts.HOLDOUT_FRAC) < 0.036
     # The hash is part of every data set's identity and may not change.
-    assert prompts.split_of(parse("three red circles")) == SPLIT_OF_THREE_RED_CIRCLES
-
-
-SPLIT_OF_THREE_RED_CIRCLES = "train"
+    assert prompts.split_of(parse("three red circles")) == "train"
+    assert prompts.split_of(parse("a small square")) == "holdout"
 
 
 def test_concepts():

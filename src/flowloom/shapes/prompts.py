@@ -36,6 +36,9 @@ COLOR_FAMILIES = {
 }
 MAX_TOKENS = 16
 HOLDOUT_FRAC = 0.25
+# A few meanings ("a star") are most of their kind. Of 4,000 salts this one holds out the most even
+# share of every kind and family: 9 to 36 % of its prompts.
+_SALT = 906
 
 _OPENINGS = (
     (),
@@ -342,7 +345,8 @@ class _Reader:
 
 @cache
 def _bucket(meaning: str) -> float:
-    return int.from_bytes(hashlib.sha256(meaning.encode()).digest()[:8], "big") / 2**64
+    digest = hashlib.sha256(f"{_SALT}/{meaning}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def split_of(spec: PromptSpec) -> str:
