@@ -69,6 +69,12 @@ def evaluation_dir(tmp_path):
         "num_designs": 4,
         "guidance": 1.5,
         "paired": paired,
+        "paired_by_kind": {
+            "vs_best_fixed": {
+                kind: {"mean": 0.1, "low": 0.1 - 0.05 * k, "high": 0.2, "n": 40}
+                for k, kind in enumerate(KINDS)
+            }
+        },
         "policies": {name: _policy(name, mean) for name, mean in MEANS.items()},
         "designs": {"n": 5000, "valid": 5000, "decodable": 5000, "unique_frac": 0.21},
         "random_designs": {"n": 5000, "valid": 5000, "decodable": 5000, "unique_frac": 1.0},

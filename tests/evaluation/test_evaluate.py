@@ -17,7 +17,7 @@ from flowloom.evaluation.statistics import paired_interval
 from flowloom.evaluation.unrendered import check_designs
 from flowloom.runs import Run, folder_digest
 from flowloom.workflow import Catalogue, Grammar, decode, random_workflows
-from tests.evaluation.parts import write_model, write_parts
+from tests.evaluation.parts import KINDS, write_model, write_parts
 
 CONFIG = EvaluateConfig(
     num_prompts=6,
@@ -62,6 +62,10 @@ def test_evaluation_says_what_the_gate_and_the_report_read(run):
         assert set(interval) == {"mean", "low", "high", "n"}
         assert interval["n"] == 6
         assert interval["low"] <= interval["mean"] <= interval["high"]
+    by_kind = record["paired_by_kind"]["vs_best_fixed"]
+    assert {kind: row["n"] for kind, row in by_kind.items()} == dict.fromkeys(KINDS, 2)
+    lead = sum(row["mean"] for row in by_kind.values()) / 3
+    assert lead == pytest.approx(record["paired"]["vs_best_fixed"]["mean"], abs=1e-12)
     for policy in record["policies"].values():
         assert {"mean", "se", "by_kind", "flops_mean"} <= set(policy)
         assert set(policy["by_kind"]) == {"colors", "counting", "single"}

@@ -58,17 +58,20 @@ def compare(
         opponent: Whom the gate compares the candidate with.
     """
     scores = {policy: _column(rows[policy], "score") for policy in designs}
-    paired = {
-        f"vs_{policy}": paired_interval(
-            scores[CANDIDATE],
-            scores[policy],
+    kinds_P = np.array(frame.kinds)
+
+    def against(policy: str, rows_P: np.ndarray) -> dict[str, Any]:
+        interval = paired_interval(
+            scores[CANDIDATE][rows_P],
+            scores[policy][rows_P],
             level=config.level,
             num_resamples=config.num_resamples,
             seed=config.seed,
         )
-        for policy in designs
-        if policy != CANDIDATE
-    }
+        return dataclasses.asdict(interval)
+
+    everywhere_P = np.ones(len(kinds_P), bool)
+    others = [policy for policy in designs if policy != CANDIDATE]
     return {
         "candidate": CANDIDATE,
         "opponent": opponent,
@@ -78,7 +81,12 @@ def compare(
         "num_prompts": len(frame.prompts),
         "num_seeds": config.num_seeds,
         "rubric": config.rubric,
-        "paired": {name: dataclasses.asdict(interval) for name, interval in paired.items()},
+        "paired": {f"vs_{policy}": against(policy, everywhere_P) for policy in others},
+        "paired_by_kind": {
+            f"vs_{opponent}": {
+                kind: against(opponent, kinds_P == kind) for kind in sorted(set(frame.kinds))
+            }
+        },
         "policies": {
             policy: _summary(frame, scores[policy], rows[policy], designs[policy])
             for policy in designs

@@ -114,6 +114,7 @@ def render(
         kinds=kinds,
         policy_chart=_policy_chart(policies, order),
         paired_chart=_paired_chart(evaluated["paired"]),
+        kind_chart=_kind_chart(evaluated["paired_by_kind"][f"vs_{evaluated['opponent']}"]),
         examples=examples,
         tuned=tuned,
         decision=decision,
@@ -156,6 +157,14 @@ def _paired_chart(paired: Mapping[str, Any]) -> str:
         name = NAMES.get(key.removeprefix("vs_"), key.removeprefix("vs_"))
         bar = Bar(f"vs {name}", interval["mean"], interval["low"], interval["high"], True)
         rows.append(bar)
+    return interval_chart(rows, zero=True, unit="paired difference, same prompts and noise")
+
+
+def _kind_chart(by_kind: Mapping[str, Any]) -> str:
+    rows = [
+        Bar(f"{kind} ({row['n']} prompts)", row["mean"], row["low"], row["high"], True)
+        for kind, row in by_kind.items()
+    ]
     return interval_chart(rows, zero=True, unit="paired difference, same prompts and noise")
 
 
