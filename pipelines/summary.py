@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flowloom.lifecycle import tracking
-from flowloom.lifecycle.gate import CANDIDATE
+from flowloom.lifecycle.gate import CANDIDATE, Check
 from flowloom.lifecycle.turns import Turn
 from pipelines.local import Step
 
@@ -41,7 +41,7 @@ def start_up_share(
     Two steps at the same time count both, so this is an upper bound.
     """
     inside = sum(records[step.name]["stage_s"] for step in steps)
-    return (before + sum(step.wall_s for step in steps) - inside) / total
+    return min(1.0, (before + sum(step.wall_s for step in steps) - inside) / total)
 
 
 def _times(
@@ -93,8 +93,7 @@ def _verdict(console: Console, decision: dict[str, Any]) -> None:
         return
     console.print("[bold yellow]The gate held the candidate back:[/bold yellow]")
     for check in failed:
-        text = f"  {check['name']}: got {check['value']}, expected {check['rule']} {check['bound']}"
-        console.print(text, highlight=False, markup=False)
+        console.print(f"  {Check(**check)}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _places(console: Console, turn: Turn, evaluation: Path, report: Path) -> None:

@@ -10,6 +10,9 @@ def report(
     evaluation: dsl.Input[dsl.Dataset],
     generator: dsl.Input[dsl.Model],
     decision: dsl.Input[dsl.Dataset],
+    designer: dsl.Input[dsl.Model],
+    members: dsl.Input[list[dsl.Model]],
+    adapter: dsl.Input[dsl.Model],
     recipe: str,
     overrides: dict,
     page: dsl.Output[dsl.HTML],
@@ -20,6 +23,9 @@ def report(
         evaluation: Policies compared by rendering (`evaluate`).
         generator: Tuned checkpoint (`tune_generator`).
         decision: The gate's decision (`promote`).
+        designer: Designer fine-tuned on pairs (`train_sft`): its training curve is shown.
+        members: Reward members (`train_reward`), likewise.
+        adapter: Weights tuned by GRPO (`train_grpo`), likewise.
         recipe: Name of a recipe in `flowloom.recipes`.
         overrides: Fields to replace, by stage, nested as in `config.json`.
         page: The report: one HTML file without external resources.
@@ -28,5 +34,8 @@ def report(
     from flowloom.lifecycle.steps import folders, hand_over
 
     config = recipes.stage_config(recipe, "report", overrides.get("report"))
-    inputs = folders(evaluation=evaluation, generator=generator, decision=decision)
+    training = [designer, *members, adapter]
+    inputs = folders(
+        evaluation=evaluation, generator=generator, decision=decision, training=training
+    )
     hand_over(stages.run("report", config, inputs), page, file="report.html")

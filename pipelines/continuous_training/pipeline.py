@@ -52,6 +52,7 @@ def continuous_training(
     designer = supervised.outputs["designer"]
     with dsl.ParallelFor(members) as member:
         trained = gpu_step(train_reward(member=member, **data, **chosen))
+    # Collected is used up by the step it is given to (kfp 2.17): one for each.
     ensemble = dsl.Collected(trained.outputs["trained"])
     calibrated = gpu_step(calibrate_reward(members=ensemble, **data, **chosen))
     reward = calibrated.outputs["reward"]
@@ -66,4 +67,7 @@ def continuous_training(
     version = registered.outputs["Output"]
     decided = cpu_step(promote(version=version, champion=opponent, evaluation=evaluation, **chosen))
     decision = decided.outputs["decision"]
-    cpu_step(report(evaluation=evaluation, generator=generator, decision=decision, **chosen))
+    shown = {"evaluation": evaluation, "generator": generator, "decision": decision}
+    members_again = dsl.Collected(trained.outputs["trained"])
+    curves = {"designer": designer, "members": members_again, "adapter": parts["adapter"]}
+    cpu_step(report(**shown, **curves, **chosen))

@@ -146,7 +146,7 @@ def test_the_summary_says_who_won_and_what_to_do_next(turn, tmp_path):
     assert "flowloom design" in text
     assert "report.html" in text
     assert "33 %" in text  # (0.5 + 4.5 - 3) / 6
-    assert "valid designs: got 4999, expected = 5000" in shown([check])
+    assert "valid designs: 4999 = 5000: FAILS" in shown([check])
 
 
 @pytest.mark.parametrize(
