@@ -141,7 +141,10 @@ def split_catalogue() -> Catalogue:
         "outputs": ["CLIP"],
     }
     nodes["VAELoader"] = {
-        "inputs": [{"name": "vae_name", "type": "COMBO", "folder": "vae"}],
+        "inputs": [
+            {"name": "vae_name", "type": "COMBO", "folder": "vae"},
+            {"name": "device", "type": "COMBO", "required": False, "options": ["default", "cpu"]},
+        ],
         "outputs": ["VAE"],
     }
     nodes["VAEEncode"] = {

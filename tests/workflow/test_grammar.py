@@ -73,7 +73,7 @@ def test_any_budget_ends_valid(embedded, vocabulary, budget):
 
 @pytest.mark.parametrize("budget", range(10, 56, 5))
 def test_families_do_not_mix_and_do_not_dead_end(split, budget):
-    """One family costs 2 tokens for its model, the other 3 + 2 + 3 for its three files."""
+    """One family costs 2 tokens for its model, the other 3 + 3 + 3 for its three files."""
     grammar = Grammar(split.catalogue, split.vocabulary, budget)
     families = set()
     for tokens in set(map(tuple, uniform(grammar, 512, budget))):
@@ -93,9 +93,9 @@ def test_a_class_of_the_dearer_family_needs_its_room(split):
         seen[budget] = bool(state.mask()[0, ids["LoraLoader"]])
     # SaveImage VAEDecode KSampler LoraLoader | UNETLoader file dtype | CLIPLoader file <none> |
     # lora 2 strengths | 4 values | 2 x (encode text CLIPLoader file <none>) | latent 4 | denoise |
-    # VAELoader file | prefix <eos>: 4 + 3 + 3 + 3 + 4 + 10 + 4 + 1 + 2 + 2.
-    assert min(b for b, legal in seen.items() if legal) == 36
-    assert all(seen[b] for b in range(36, 44))
+    # VAELoader file <none> | prefix <eos>: 4 + 3 + 3 + 3 + 4 + 10 + 4 + 1 + 3 + 2.
+    assert min(b for b, legal in seen.items() if legal) == 37
+    assert all(seen[b] for b in range(37, 44))
 
 
 def tiny(**caps):

@@ -72,7 +72,7 @@ def test_weights_shift_the_share(grammar):
     weights["fields"]["CheckpointLoaderSimple.ckpt_name"] = {
         f"checkpoints/{name}": shares.get(name, 0.0) for name in names
     }
-    codes = random_workflows(grammar, 2048, 1, weights)
+    codes = random_workflows(grammar, 5120, 1, weights)
     first = Counter(
         next(grammar.vocabulary.tokens[t].value for t in c.tokens if t in grammar.file_ids)
         for c in codes

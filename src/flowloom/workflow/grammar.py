@@ -325,6 +325,8 @@ class Grammar:
         self.shrink = np.ones(len(self.vocabulary.fields))
         sides = np.ones(self.num_classes)
         self.least_side = np.ones(len(self.vocabulary.fields))
+        # A class's sides set the size of its picture, whatever it reads.
+        self.first_side = np.zeros(len(self.vocabulary.fields), bool)
         for field in self.field_step:
             how, c = self.field_size[field], self.field_class[field]
             values = self.token_number[self.static[field]]
@@ -333,9 +335,11 @@ class Grammar:
                     if self.field_sized[other]:
                         self.shrink[other] = values.min() ** 2
             elif how == "side" and len(values):
-                later = [f for f in self._after(c, field) if self.field_size[f] == "side"]
+                sides_of = self._sides(c)
+                later = sides_of[sides_of.index(field) + 1 :]
                 least = [self.token_number[self.static[f]].min(initial=NEVER) for f in later]
                 self.least_side[field] = float(np.prod(least))
+                self.first_side[field] = field == sides_of[0]
                 sides[c] *= values.min()
         self.min_area = np.full(self.num_classes, np.inf)
         while True:
@@ -352,9 +356,9 @@ class Grammar:
             if np.array_equal(before, self.min_area):
                 break
 
-    def _after(self, c: int, field: int) -> list[int]:
-        fields = list(self.class_field[c, : self.num_inputs[c]])
-        return fields[fields.index(field) + 1 :]
+    def _sides(self, c: int) -> list[int]:
+        fields = self.class_field[c, : self.num_inputs[c]].tolist()
+        return [field for field in fields if self.field_size[field] == "side"]
 
     def _fill_caps(self, caps: Mapping[str, int], groups: list[dict[str, Any]]) -> None:
         """`cap_members[c, g]`: whether class c counts toward cap g; `cap_of[g]`: the cap."""

@@ -167,7 +167,8 @@ class State:
         bound = float(self.grammar.catalogue.limits.pixels)
         depth = self.depth[rows]
         above = np.where(depth > 0, self.open_limit[rows, depth - 1], bound)
-        return np.minimum(bound, above / self.grammar.shrink[field])
+        sized = (depth == 0) | self.grammar.field_sized[field]
+        return np.where(sized, np.minimum(bound, above / self.grammar.shrink[field]), bound)
 
     def _restrict_links(
         self,
@@ -215,7 +216,8 @@ class State:
     def _restrict_sizes(self, mask: np.ndarray, rows: np.ndarray, field: np.ndarray) -> None:
         g, top = self.grammar, self.depth[rows] - 1
         value = g.token_number[g.size_columns]
-        area, limit = self.open_area[rows, top], self.open_limit[rows, top]
+        area = np.where(g.first_side[field], 1.0, self.open_area[rows, top])
+        limit = self.open_limit[rows, top]
         scale = g.field_size[field] == "scale"
         gain = np.where(scale[:, None], value**2, value * g.least_side[field][:, None])
         fits = area[:, None] * gain <= limit[:, None]
@@ -331,7 +333,9 @@ class State:
         if len(sized):
             value = g.token_number[tokens[sized]]
             gain = np.where(g.field_size[field[sized]] == "scale", value**2, value)
-            self.open_area[rows[sized], top[sized]] *= gain
+            before = self.open_area[rows[sized], top[sized]]
+            before = np.where(g.first_side[field[sized]], 1.0, before)
+            self.open_area[rows[sized], top[sized]] = before * gain
 
         binds = np.flatnonzero((bound >= 0) & (self.group_family[rows, group] < 0))
         self.group_family[rows[binds], group[binds]] = bound[binds]

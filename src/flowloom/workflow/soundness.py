@@ -15,6 +15,10 @@ from flowloom.workflow.graph import Link
 FAMILY_TYPES = frozenset({"MODEL", "CLIP", "VAE", "CONDITIONING", "LATENT", "CONTROL_NET"})
 
 
+# Types that have a size in pixels; a conditioning made from a picture has none.
+SIZED_TYPES = frozenset({"LATENT", "IMAGE", "MASK"})
+
+
 class Fault(NamedTuple):
     """What is wrong where; empty strings for the graph as a whole."""
 
@@ -67,9 +71,7 @@ def _family_of(
     catalogue: Catalogue,
 ) -> str:
     if type(value) is Link:
-        outputs = specs[value.node].outputs if value.node in specs else ()
-        bears = 0 <= value.slot < len(outputs) and outputs[value.slot] in FAMILY_TYPES
-        return family.get(value.node, "") if bears else ""
+        return family.get(value.node, "") if _output(value, specs) in FAMILY_TYPES else ""
     if item.folder is not None and isinstance(value, str):
         file = catalogue.file(item.folder, value)
         return "" if file is None else file.family
@@ -89,7 +91,8 @@ def cost_problems(
     work = 0.0
     for node_id in order:
         values, class_type = inputs[node_id], specs[node_id].class_type
-        sources = {value.node for value in values.values() if type(value) is Link}
+        links = [value for value in values.values() if type(value) is Link]
+        sources = {link.node for link in links if _output(link, specs) in SIZED_TYPES}
         most = max((pixels.get(source, 0.0) for source in sources), default=0.0)
         most_batch = max((batch.get(source, 1.0) for source in sources), default=1.0)
         area, count = most, most_batch
@@ -112,6 +115,12 @@ def cost_problems(
     if work > limits.work:
         message = f"pixels x batch x steps is {work:.3g}, expected at most {limits.work:.3g}"
         yield Fault("", "", "", message, "fewer steps, a smaller picture or a smaller batch")
+
+
+def _output(link: Link, specs: Mapping[str, NodeSpec]) -> str:
+    """Type of the output that a link reads, or ""."""
+    outputs = specs[link.node].outputs if link.node in specs else ()
+    return outputs[link.slot] if 0 <= link.slot < len(outputs) else ""
 
 
 def _number(value: Any) -> float:
