@@ -115,7 +115,7 @@ def test_group_advantages():
 
 
 def test_learns_to_read_the_prompt(tmp_path, inputs, designer, ensemble, grammar):
-    config = dataclasses.replace(CONFIG, num_steps=40, lr=1e-2, designs_per_prompt=16)
+    config = dataclasses.replace(CONFIG, num_steps=18, lr=2e-2, designs_per_prompt=16)
     metrics, _ = _train(tmp_path / "run", inputs, designer, config)
     assert metrics["grpo/first_reward"] < 0.35
     assert metrics["grpo/reward"] > 0.9
@@ -130,7 +130,13 @@ def test_learns_to_read_the_prompt(tmp_path, inputs, designer, ensemble, grammar
     assert ScriptedEnsemble(grammar).reward(repeated, designs).mean() > 0.85
 
 
-def test_resumed_equals_uninterrupted(tmp_path, inputs, designer, ensemble, monkeypatch):
+def test_resumed_equals_uninterrupted(tmp_path, inputs, policy, designer, ensemble, monkeypatch):
+    # A sharp policy repeats designs, and predictions that depend on what is asked together stand
+    # for the last bits of a network's: both matter only if the cache is not resumed.
+    policy.head.weight.data *= 8
+    policy.save(designer)
+    plain_reward = ensemble.reward
+    ensemble.reward = lambda prompts, tokens: plain_reward(prompts, tokens) + 0.01 * len(prompts)
     whole = _train(tmp_path / "whole", inputs, designer)
     plain, calls = grpo.rollout, []
 
