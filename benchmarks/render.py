@@ -64,7 +64,7 @@ def plain_jobs(store: ModelStore, steps: int, count: int) -> list[RenderJob]:
 def mixed_jobs(store: ModelStore, count: int) -> tuple[list[RenderJob], list[str]]:
     """Random valid workflows as `build_triplets` draws them, and their prompts."""
     prior = PriorConfig()
-    flows = draw_workflows(make_grammar(store.catalogue, prior), prior, count, 0)
+    flows = draw_workflows(make_grammar(store.catalogue, prior.budget), prior, count, 0)
     flows.sort(key=batch_key)
     texts = [spec.text for spec in draw_prompts("train", min(count, 240), DEMO_KINDS, 0)]
     texts = [texts[k % len(texts)] for k in range(count)]

@@ -71,7 +71,7 @@ def test_equal_configurations_give_equal_bytes(world, tmp_path):
 
 def test_prior_weights_act(catalogue):
     prior = PriorConfig(steps=(4, 8, 6, 12, 16, 20), steps_weights=(1, 1, *[1e-6] * 4))
-    grammar = make_grammar(catalogue, prior)
+    grammar = make_grammar(catalogue, prior.budget)
     flows = draw_workflows(grammar, prior, 100, 0)
     samplers = [n for w in flows for n in w.nodes.values() if n.class_type == "KSampler"]
     assert {node.inputs["steps"] for node in samplers} == {4, 8}
@@ -82,7 +82,7 @@ def test_prior_weights_act(catalogue):
 
 
 def test_base_workflows_and_their_variations_are_writable(catalogue):
-    grammar = make_grammar(catalogue, PriorConfig())
+    grammar = make_grammar(catalogue, PriorConfig().budget)
     flows = panel_workflows(catalogue, PanelConfig())
     assert len(flows) == 2 * 3 + 2
     assert len(writable(flows, grammar)) == len(flows)
@@ -95,7 +95,7 @@ def test_base_workflows_and_their_variations_are_writable(catalogue):
 def test_edits_change_and_stay_valid(catalogue):
     import numpy as np
 
-    grammar = make_grammar(catalogue, PriorConfig())
+    grammar = make_grammar(catalogue, PriorConfig().budget)
     flow = base_workflow(catalogue, "a.safetensors", 8, 2.5)
     flows = edited([flow] * 40, grammar, np.random.default_rng(0), twice_frac=0.5)
     assert all(is_valid(other, catalogue) for other in flows)

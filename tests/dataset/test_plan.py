@@ -5,9 +5,16 @@ import dataclasses
 
 import pytest
 
-from flowloom.dataset.config import BuildTripletsConfig, PanelConfig, PromptsConfig
+from flowloom.dataset.config import (
+    DEMO_KINDS,
+    BuildTripletsConfig,
+    PanelConfig,
+    PriorConfig,
+    PromptsConfig,
+)
 from flowloom.dataset.plan import Cell, Plan, Rendered, nearness, rank_by_concept, render_seed
-from flowloom.dataset.prompts import concept_of, split_of
+from flowloom.dataset.prompts import concept_of, draw_prompts, split_of
+from flowloom.dataset.workflows import draw_workflows, make_grammar
 from flowloom.shapes.prompts import parse
 from flowloom.workflow import Catalogue
 from tests.render.tiny import CHECKPOINTS, flow, write_world
@@ -31,7 +38,11 @@ CONFIG = BuildTripletsConfig(
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory):
     world = write_world(tmp_path_factory.mktemp("world"))
-    return Plan(CONFIG, Catalogue.load(world / "catalogue.json.gz"))
+    catalogue = Catalogue.load(world / "catalogue.json.gz")
+    specs = draw_prompts("train", 40, DEMO_KINDS, 0)
+    flows = draw_workflows(make_grammar(catalogue, 64), PriorConfig(), 120, 0)
+    pairs = {spec.text: flows[3 * k : 3 * k + 3] for k, spec in enumerate(specs)}
+    return Plan(CONFIG, catalogue, pairs)
 
 
 def rendered(spec, workflow, *scores, origin="random"):
@@ -104,6 +115,14 @@ def test_rounds(plan):
     assert {split_of(cell.spec) for cell in calibration} == {"calibration"}
     assert all(len(cell.seeds) == 4 for cell in calibration)
     assert plan.cells(2, history) == third
+
+
+def test_pairs_of_other_prompts_are_refused(plan):
+    pairs = dict(list(plan.pairs.items())[1:])
+    with pytest.raises(
+        ValueError, match="prompts: got pairs of 39 prompts that are not the 40 tra"
+    ):
+        Plan(CONFIG, plan.catalogue, pairs)
 
 
 def test_best_fixed_is_the_best_of_the_last_rounds_prompts(plan):

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from flowloom.dataset import triplets
-from flowloom.dataset.config import BuildTripletsConfig, PanelConfig, PriorConfig, PromptsConfig
+from flowloom.dataset.config import (
+    BuildPairsConfig,
+    BuildTripletsConfig,
+    PanelConfig,
+    PriorConfig,
+    PromptsConfig,
+)
+from flowloom.dataset.pairs import build_pairs
 from flowloom.dataset.prompts import split_of
 from flowloom.render.engine import Engine, RenderJob
 from flowloom.render.models import ModelStore
@@ -20,7 +27,6 @@ from tests.render.tiny import write_world
 
 CONFIG = BuildTripletsConfig(
     prompts=PromptsConfig(num_train=16, num_calibration=4, num_test=12),
-    prior=PriorConfig(steps_weights=(1.0, 1e-3, 1e-3, 1e-3, 1e-3, 1e-3)),
     panel=PanelConfig(
         settings=("4/2.0",),
         lora_settings=("4/2.0",),
@@ -42,13 +48,21 @@ SCORE_TOLERANCE = 5e-3  # float noise of a random model, seen through the detect
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    return write_world(tmp_path_factory.mktemp("world"))
+    folder = write_world(tmp_path_factory.mktemp("world"))
+    run = Run("build_pairs", folder / "pairs")
+    run.begin()
+    prior = PriorConfig(steps_weights=(1.0, 1e-3, 1e-3, 1e-3, 1e-3, 1e-3))
+    config = BuildPairsConfig(prompts=CONFIG.prompts, prior=prior, num_pairs=40)
+    build_pairs(config, run, catalogue=folder)
+    return folder
 
 
 def build(world, folder, config=CONFIG):
     run = Run("build_triplets", folder)
     run.begin()
-    metrics = triplets.build_triplets(config, run, catalogue=world, pairs=world)
+    metrics = triplets.build_triplets(
+        config, run, catalogue=world, pairs=world / "pairs" / "out.partial"
+    )
     return run.out, metrics
 
 

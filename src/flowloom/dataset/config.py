@@ -117,13 +117,11 @@ class BuildTripletsConfig:
     """
 
     prompts: PromptsConfig = PromptsConfig()
-    """Prompt lists."""
-    prior: PriorConfig = PriorConfig()
-    """What random workflows look like."""
+    """Prompt lists; the train split must be the one of the pairs."""
     panel: PanelConfig = PanelConfig()
     """The workflows that best_fixed is chosen from."""
     random_cells: int = 5
-    """Random workflows per train prompt, one seed each."""
+    """Pairs rendered per train prompt (as far as there are), one seed each."""
     evolved_cells: tuple[int, ...] = (3, 2, 1)
     """Evolved workflows per train prompt, by round: edits of what looked best on prompts of the
     same concept so far, or (`kept_frac`) that itself."""
@@ -134,9 +132,11 @@ class BuildTripletsConfig:
     kept_frac: float = 0.3
     """Share of evolved cells that take a parent as it is; all of the last round's."""
     calibration_cells: int = 4
-    """Workflows per calibration prompt: half random, half evolved."""
+    """Workflows per calibration prompt: half from any pairs, half evolved."""
     calibration_seeds: int = 4
     """Seeds of each of these."""
+    budget: int = 64
+    """Most tokens of an edited workflow."""
     rubric: str = "shapes"
     """How pictures are scored."""
     num_processes: int = 2

@@ -44,7 +44,7 @@ def build_pairs(config: BuildPairsConfig, run: Run, *, catalogue: Path) -> dict[
     facts = Catalogue.load(catalogue / "catalogue.json.gz")
     lists = config.prompts
     specs = draw_prompts("train", lists.num_train, lists.kinds, lists.seed)
-    grammar = make_grammar(facts, config.prior)
+    grammar = make_grammar(facts, config.prior.budget)
     rng = np.random.default_rng((config.seed, 1))
 
     num_edited = round(config.mutated_frac * config.num_pairs)

@@ -1,7 +1,7 @@
 """What `build_triplets` renders, round by round: a function of configuration and earlier scores.
 
-Round r holds: the panel's round r; in round 0 the random cells, in round r > 0 the evolved cells
-number r - 1; in the last round the calibration cells.
+Round r holds: the panel's round r; in round 0 the random cells (pairs), in round r > 0 the evolved
+cells number r - 1; in the last round the calibration cells.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import numpy as np
 from flowloom.dataset.config import BuildTripletsConfig
 from flowloom.dataset.prompts import Concept, concept_of, draw_prompts
 from flowloom.dataset.workflows import (
-    draw_workflows,
     edited,
     make_grammar,
     panel_workflows,
@@ -47,7 +46,7 @@ class Cell:
     split: str
     """`train` or `calibration`."""
     origin: str
-    """`panel`, `random` or `evolved`."""
+    """`panel`, `random` (a pair) or `evolved`."""
     seeds: tuple[int, ...]
     """Seeds to render."""
 
@@ -63,16 +62,40 @@ class Rendered:
 class Plan:
     """Decides the cells of each round."""
 
-    def __init__(self, config: BuildTripletsConfig, catalogue: Catalogue):
-        """Draw prompts and build the grammar."""
+    def __init__(
+        self,
+        config: BuildTripletsConfig,
+        catalogue: Catalogue,
+        pairs: Mapping[str, Sequence[Workflow]],
+    ):
+        """Draw prompts and build the grammar.
+
+        Args:
+            config: What to render.
+            catalogue: What there is to render with.
+            pairs: Workflows of each train prompt.
+
+        Raises:
+            ValueError: The pairs are of other prompts than the train list.
+        """
         self.config = config
         self.catalogue = catalogue
-        self.grammar = make_grammar(catalogue, config.prior)
+        self.grammar = make_grammar(catalogue, config.budget)
         lists = config.prompts
         self.train = draw_prompts("train", lists.num_train, lists.kinds, lists.seed)
         self.calibration = draw_prompts(
             "calibration", lists.num_calibration, lists.kinds, lists.seed
         )
+        texts = [spec.text for spec in self.train]
+        if set(pairs) != set(texts):
+            raise ValueError(
+                f"prompts: got pairs of {len(pairs)} prompts that are not the {len(texts)} train "
+                "prompts of this configuration; expected equal `prompts` in both stages"
+            )
+        self.pairs = {
+            text: [flow.canonical(catalogue) for flow in pairs[text][: config.random_cells]]
+            for text in texts
+        }
         # Seeds used so far by (prompt, fingerprint): no render twice.
         self._taken: Counter[tuple[str, str]] = Counter()
         self.num_rounds = max(len(config.panel.num_prompts), 1 + len(config.evolved_cells))
@@ -86,8 +109,8 @@ class Plan:
             self._taken[rendered.cell.spec.text, rendered.cell.fingerprint] += len(rendered.scores)
         cells = self._panel(number, history)
         if number == 0:
-            flows = self._random(config.random_cells * len(self.train), number)
-            specs = [spec for _ in range(config.random_cells) for spec in self.train]
+            specs = [spec for spec in self.train for _ in self.pairs[spec.text]]
+            flows = [flow for spec in self.train for flow in self.pairs[spec.text]]
             cells += self._cells(specs, flows, "train", "random", 1)
         elif number <= len(config.evolved_cells):
             last = number == len(config.evolved_cells)
@@ -97,7 +120,7 @@ class Plan:
             flows = self._evolved(specs, history, rng, kept)
             cells += self._cells(specs, flows, "train", "evolved", seeds)
         if number == self.num_rounds - 1:
-            cells += self._calibration(history, rng, number)
+            cells += self._calibration(history, rng)
         return cells
 
     def best_fixed(self, history: Sequence[Rendered]) -> tuple[Workflow, list[dict]]:
@@ -130,16 +153,11 @@ class Plan:
         grid = [(spec, flow) for flow in flows for spec in specs]
         return self._cells([s for s, _ in grid], [f for _, f in grid], "train", "panel", 1)
 
-    def _random(self, num: int, number: int) -> list[Workflow]:
-        flows = draw_workflows(self.grammar, self.config.prior, num, self.config.seed + number)
-        return [flow.canonical(self.catalogue) for flow in flows]
-
-    def _calibration(
-        self, history: Sequence[Rendered], rng: np.random.Generator, number: int
-    ) -> list[Cell]:
+    def _calibration(self, history: Sequence[Rendered], rng: np.random.Generator) -> list[Cell]:
         config = self.config
         specs = [spec for spec in self.calibration for _ in range(config.calibration_cells)]
-        drawn = self._random(len(specs), number + 1)
+        pairs = [flow for flows in self.pairs.values() for flow in flows]
+        drawn = [pairs[k] for k in rng.integers(len(pairs), size=len(specs))]
         evolved = self._evolved(specs, history, rng, 0.5)
         flows = [pair[k % 2] for k, pair in enumerate(zip(drawn, evolved, strict=True))]
         seeds = config.calibration_seeds

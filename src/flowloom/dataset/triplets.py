@@ -27,7 +27,7 @@ from flowloom.dataset.tables import read_table, write_table
 from flowloom.render.engine import RenderJob, RenderResult, batch_key
 from flowloom.render.pool import RenderPool
 from flowloom.runs import Run, write_json
-from flowloom.workflow import Catalogue
+from flowloom.workflow import Catalogue, Workflow
 
 SHARD = pa.schema(
     [
@@ -80,7 +80,7 @@ def build_triplets(
         run: Run folder; `out` gets `triplets.parquet`, `prompts.json` (held-out prompts),
             `best_fixed.json` (a template) and `card.json`.
         catalogue: Folder that `publish_generator` wrote.
-        pairs: Folder of `build_pairs`; only recorded, the plan draws its own workflows.
+        pairs: Folder of `build_pairs`; its first pairs of each prompt are the random cells.
 
     Returns:
         Counts, mean scores by origin and the best fixed workflow's mean.
@@ -90,7 +90,7 @@ def build_triplets(
         FloatingPointError: A picture or a score is not finite; names the jobs.
     """
     facts = Catalogue.load(catalogue / "catalogue.json.gz")
-    plan = Plan(config, facts)
+    plan = Plan(config, facts, load_pairs(pairs))
     then = functools.partial(score_chunk, config.rubric)
     history: list[Rendered] = []
     rows: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
@@ -157,6 +157,15 @@ def load(path: str | Path, split: str | None = None) -> dict[str, list[Any]]:
         known = ", ".join(sorted(set(columns["split"])))
         raise ValueError(f"split: got {split!r}, expected one of {known}")
     return {name: [values[row] for row in kept] for name, values in columns.items()}
+
+
+def load_pairs(path: str | Path) -> dict[str, list[Workflow]]:
+    """Workflows of each prompt from the folder that `build_pairs` wrote, in its order."""
+    rows = read_table(Path(path) / "pairs.parquet")
+    flows: dict[str, list[Workflow]] = {}
+    for prompt, text in zip(rows["prompt"], rows["workflow"], strict=True):
+        flows.setdefault(prompt, []).append(Workflow.from_api(json.loads(text)))
+    return flows
 
 
 def load_prompts(path: str | Path) -> list[dict[str, str]]:

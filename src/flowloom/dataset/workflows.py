@@ -17,9 +17,9 @@ from flowloom.workflow.vocabulary import grid
 Node = dict[str, Any]
 
 
-def make_grammar(catalogue: Catalogue, prior: PriorConfig) -> Grammar:
+def make_grammar(catalogue: Catalogue, budget: int) -> Grammar:
     """The grammar that random and edited workflows are drawn from."""
-    return Grammar(catalogue, budget=prior.budget)
+    return Grammar(catalogue, budget=budget)
 
 
 def token_weights(prior: PriorConfig) -> dict[str, Any]:
