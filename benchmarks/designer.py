@@ -45,7 +45,7 @@ def seconds(function, repeats):
 def train_briefly(policy, grammar, prompts, num_steps, batch_size=128):
     """Maximum likelihood on random workflows; sequences per CPU second."""
     designs = [e.tokens for e in random_workflows(grammar, 1024, 0)]
-    sequences = replay(grammar, designs, grammar.vocabulary.size)
+    sequences = replay(grammar, designs)
     order = torch.argsort(sequences.lengths_B, stable=True)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-3, fused=True)
     ids = policy.encode_prompts(prompts[:batch_size])

@@ -10,7 +10,7 @@ import torch
 from flowloom.designer import rollout as engine
 from flowloom.designer.policy import Policy
 from flowloom.designer.rollout import masked_logprobs, replay, rollout
-from flowloom.workflow import decode, validate
+from flowloom.workflow import Grammar, decode, validate
 from tests.designer.tiny import PROMPTS
 
 ATOL = 1e-5
@@ -26,10 +26,10 @@ def test_logprobs_equal_teacher_forcing(policy, grammar):
 def test_every_design_is_valid_and_decodes(policy, grammar, catalogue):
     sampled = rollout(policy, grammar, PROMPTS, 64, seed=0)
     assert len(sampled.tokens) == 256
+    replay(grammar, sampled.tokens)  # refuses what is illegal or does not end
     for tokens in sampled.tokens:
         problems = validate(decode(tokens, grammar), catalogue)
         assert not [p for p in problems if p.severity == "error"]
-        assert grammar.accepts(tokens)
 
 
 def test_finished_rows_do_not_change_others(policy, grammar, monkeypatch):
@@ -88,7 +88,7 @@ def test_forced_tokens_carry_no_loss(policy, grammar):
 
 def test_replay_gives_the_masks_of_the_rollout(policy, grammar):
     sequences = rollout(policy, grammar, PROMPTS, 8, seed=2).sequences
-    again = replay(grammar, sequences.rows(), grammar.vocabulary.size)
+    again = replay(grammar, sequences.rows())
     assert torch.equal(again.tokens_BT, sequences.tokens_BT)
     assert torch.equal(again.choice_BT, sequences.choice_BT)
     assert np.array_equal(again.packed_NV, sequences.packed_NV)
@@ -109,12 +109,28 @@ def test_select_keeps_rows_with_their_masks(policy, grammar):
     assert torch.allclose(logprobs, torch.cat(per_row[8:24]), atol=ATOL)
 
 
+def test_a_grammar_without_choices(policy, catalogue, grammar):
+    row = rollout(policy, grammar, PROMPTS[:1], 1, seed=2).tokens[0]
+    inputs = decode(row, grammar).nodes.values()
+    required = {
+        f"{n.class_type}.{k}": v
+        for n in inputs
+        for k, v in n.inputs.items()
+        if not isinstance(v, tuple) and k not in ("seed", "text")
+    }
+    classes = {n.class_type for n in inputs}
+    narrow = Grammar(catalogue, budget=len(row), classes=classes, require=required)
+    sampled = rollout(policy, narrow, PROMPTS[:1], 3, seed=0)
+    assert len(sampled.tokens) == 3
+    assert replay(narrow, sampled.tokens).choice_BT.equal(sampled.sequences.choice_BT)
+
+
 def test_illegal_designs_are_refused(policy, grammar):
     good = rollout(policy, grammar, PROMPTS[:1], 1, seed=2).tokens[0]
     with pytest.raises(ValueError, match="design 1, token 0: got 3, expected a token"):
-        replay(grammar, [good, [3, *good[1:]]], grammar.vocabulary.size)
+        replay(grammar, [good, [3, *good[1:]]])
     with pytest.raises(ValueError, match="ends before the grammar does"):
-        replay(grammar, [good[:-1]], grammar.vocabulary.size)
+        replay(grammar, [good[:-1]])
 
 
 def test_a_broken_policy_stops_the_rollout(policy, grammar):

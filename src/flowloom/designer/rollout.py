@@ -170,8 +170,8 @@ class _Sampler:
         self.logprobs_BT = torch.zeros(num_rows, max_length)
         self.choice_BT = torch.zeros(num_rows, max_length, dtype=torch.bool)
         self.lengths_B = torch.zeros(num_rows, dtype=torch.long)
-        self.packed: list[np.ndarray] = []
-        self.packed_rows: list[np.ndarray] = []
+        self.packed = [np.zeros((0, -(-self.num_tokens // 8)), np.uint8)]
+        self.packed_rows = [np.zeros(0, np.int64)]
 
     def __iter__(self) -> Iterator[tuple[Tensor, list[Tensor]]]:
         while len(self.rows):
@@ -255,7 +255,7 @@ def _join(chunks: Sequence[Rollout]) -> Rollout:
     return Rollout(sequences, stack([chunk.logprobs_BT for chunk in chunks]))
 
 
-def replay(grammar: Grammar, tokens: Sequence[Sequence[int]], num_tokens: int) -> Sequences:
+def replay(grammar: Grammar, tokens: Sequence[Sequence[int]]) -> Sequences:
     """Walk given designs through the grammar once, and keep what was legal at each choice.
 
     Raises:
@@ -266,7 +266,9 @@ def replay(grammar: Grammar, tokens: Sequence[Sequence[int]], num_tokens: int) -
     for index, row in enumerate(tokens):
         tokens_BT[index, : len(row)] = torch.tensor(row)
     choice_BT = torch.zeros(tokens_BT.shape, dtype=torch.bool)
-    packed, packed_rows = [], []
+    num_tokens = grammar.vocabulary.size
+    packed = [np.zeros((0, -(-num_tokens // 8)), np.uint8)]
+    packed_rows = [np.zeros(0, np.int64)]
     # Longest first: the rows still running are a prefix.
     order = np.argsort(-lengths_B.numpy(), kind="stable")
     state = grammar.start(len(tokens))

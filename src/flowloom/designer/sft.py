@@ -166,7 +166,7 @@ class _Examples:
 
     def __init__(self, prompts: Sequence[str], designs: Sequence[list[int]], grammar: Grammar):
         self.prompts = list(prompts)
-        self.sequences: Sequences = replay(grammar, designs, grammar.vocabulary.size)
+        self.sequences: Sequences = replay(grammar, designs)
 
     def prompt_ids(self, policy: Policy, rows: Tensor) -> Tensor:
         return policy.encode_prompts([self.prompts[row] for row in rows.tolist()])
