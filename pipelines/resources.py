@@ -3,7 +3,7 @@
 from kfp import kubernetes as k8s
 from kfp.dsl import PipelineTask
 
-GPU_LABEL = "flowloom.dev/pool"
+GPU_LABEL = "flowloom/pool"
 GPU_POOL = "gpu"
 GPU_RESOURCE = "nvidia.com/gpu"
 TRACKING_SECRET = "flowloom-tracking"

@@ -9,6 +9,8 @@ Facts pinned:
 - a run that the pipeline engine made is joined, not closed, and no second one is made.
 """
 
+import dataclasses
+import gzip
 import json
 import os
 import subprocess
@@ -16,7 +18,14 @@ import sys
 
 import pytest
 
+from flowloom import runs
 from flowloom.lifecycle import tracking, turns, versioning
+from flowloom.workflow.catalogue import Catalogue
+
+
+@dataclasses.dataclass(frozen=True)
+class Nothing:
+    """A configuration without fields."""
 
 
 @pytest.fixture
@@ -62,6 +71,23 @@ def test_a_stage_is_a_child_of_its_turn(tracked, make_run, spooled):
         "log.txt",
         "pointer.json",
     ]
+
+
+def test_the_catalogue_is_named_by_its_hash(tracked, make_run, spooled):
+    embedded = Catalogue.load("embedded")
+    writer = make_run("publish_generator", finish=False)
+    packed = gzip.compress(json.dumps(embedded.to_json()).encode(), mtime=0)
+    (writer.out / "catalogue.json.gz").write_bytes(packed)
+    digest = writer.finish({}).digest
+    reader = runs.open_run("build_pairs", Nothing(), {"catalogue": digest})
+    reader.begin()
+    reader.finish({})
+    for run in (writer, reader):
+        record(run)
+    tracking.drain(tracked)
+    assert [child.data.tags["flowloom.catalogue"] for child in runs_of(tracked)] == (
+        [embedded.hash] * 2
+    )
 
 
 def test_recording_twice_gives_one_run(tracked, make_run, spooled):

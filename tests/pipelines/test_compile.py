@@ -69,7 +69,7 @@ def test_training_steps_run_on_the_gpu_pool(documents):
             accelerator = container["resources"]["accelerator"]
             assert accelerator["resourceCount"] == "1"
             assert accelerator["resourceType"] == "nvidia.com/gpu"
-            assert cluster["nodeSelector"]["labels"] == {"flowloom.dev/pool": "gpu"}
+            assert cluster["nodeSelector"]["labels"] == {"flowloom/pool": "gpu"}
             (toleration,) = cluster["tolerations"]
             assert (toleration["key"], toleration["effect"]) == ("nvidia.com/gpu", "NoSchedule")
 

@@ -334,6 +334,9 @@ class Recorder:
             tags[f"flowloom.input.{name}"] = str(digest)
         if entry.commit:
             tags["mlflow.source.git.commit"] = entry.commit
+        catalogue = _catalogue_hash(folder, identity["inputs"].get("catalogue"))
+        if catalogue:
+            tags["flowloom.catalogue"] = catalogue
         if os.environ.get("FLOWLOOM_IMAGE"):
             tags["flowloom.image"] = os.environ["FLOWLOOM_IMAGE"]
         pointer = folder / "pointer.json"
@@ -433,6 +436,22 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             flat[f"{prefix}{name}"] = value if isinstance(value, str) else json.dumps(value)
     return flat
+
+
+def _catalogue_hash(folder: Path, digest: str | None) -> str | None:
+    """Hash of the catalogue that a run wrote or read, where it is on this machine."""
+    from flowloom.workflow.catalogue import Catalogue
+
+    made = [folder]
+    if digest:
+        # The artifact that was read is known by its digest: look for the run that wrote it.
+        results = home().glob("runs/publish_generator/*/result.json")
+        made += [p.parent for p in results if json.loads(p.read_text())["digest"] == digest]
+    for run_dir in made:
+        path = run_dir / "out" / "catalogue.json.gz"
+        if path.is_file():
+            return Catalogue.load(path).hash
+    return None
 
 
 def _read_notes(folder: Path) -> list[str]:
