@@ -280,8 +280,9 @@ class Grammar:
     def _fill_costs(self) -> None:
         """`open_cost[c, f]`: fewest tokens to complete a just opened node of class c in family f.
 
-        `suffix[c, i, f]`: the same from input i on. No reference is counted on, so the bound is
-        safe whatever has been written before.
+        `suffix[c, i, f]`: the same from input i on, but for links that do not share the node's
+        family; `suffix_free` is for these, f being theirs. No reference is counted on, so the bound
+        is safe whatever has been written before.
         """
         num_families, longest = len(self.families), self.class_field.shape[1]
         self.open_cost = np.full((self.num_classes, num_families), NEVER, np.int32)
@@ -313,11 +314,15 @@ class Grammar:
         # Of a class token in a hole of each type, its slot token included; the last row is no hole.
         self.class_cost = np.repeat(self.open_cost[None], len(self.types) + 1, 0)
         self.class_cost[:-1] += (self.num_matching[:-1].T > 1)[:, :, None]
-        self.suffix = np.zeros((self.num_classes + 1, longest + 1, num_families), np.int32)
+        shape = (self.num_classes + 1, longest + 1, num_families)
+        self.suffix, self.suffix_free = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
         for c in range(self.num_classes):
             for i in reversed(range(self.num_inputs[c])):
-                rest = self.suffix[c, i + 1] + hole[self.class_field[c, i]]
+                field = self.class_field[c, i]
+                free = hole[field] * (self.field_type[field] >= 0) * ~self.field_bears[field]
+                rest = self.suffix[c, i + 1] + hole[field] - free
                 self.suffix[c, i] = np.minimum(rest, NEVER)
+                self.suffix_free[c, i] = np.minimum(self.suffix_free[c, i + 1] + free, NEVER)
 
     def _fill_sizes(self) -> None:
         """`min_area[c]`: least pixels a class can give; `shrink[h]`: least scale, squared."""

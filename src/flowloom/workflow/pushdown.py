@@ -120,11 +120,14 @@ class State:
         family = np.where(g.field_bears[field], self.group_family[rows, group], -1)
         family[self.depth == 0] = -1
         left = g.budget - self.used - 1
-        # room[b, f]: tokens left for what this token opens if the unbound family is f.
+        # room[b, f]: tokens left for what this token opens in family f, where everything that is
+        # still unbound is of family f too; beside a bound hole the unbound may be of any.
         room = left[:, None] - self._pending()
         if len(g.families) > 1:
-            other = (family[:, None] >= 0) & (np.arange(len(g.families)) != family[:, None])
-            room[other] = -1
+            bound = np.flatnonzero(family >= 0)
+            best = room[bound].max(1)
+            room[bound] = -1
+            room[bound, family[bound]] = best
 
         links = np.flatnonzero((g.field_type[field] >= 0) | (self.depth == 0))
         self._restrict_links(mask, links, field, family, room)
@@ -155,12 +158,13 @@ class State:
     def _pending(self) -> np.ndarray:
         """Fewest tokens [B, F] that fill every hole but the present one, <eos> included."""
         g, deep = self.grammar, max(int(self.depth.max(initial=0)), 1)
-        rest = g.suffix[self.open_class[:, :deep], self.open_at[:, :deep] + 1]
+        at = (self.open_class[:, :deep], self.open_at[:, :deep] + 1)
+        rest = g.suffix[at]
         if len(g.families) > 1:
             bound = np.take_along_axis(self.group_family, self.open_group[:, :deep], 1)
             own = np.take_along_axis(rest, np.maximum(bound, 0)[..., None], 2)
             rest = np.where(bound[..., None] >= 0, own, rest)
-        return rest.sum(1) + 1
+        return rest.sum(1) + g.suffix_free[at].sum(1) + 1
 
     def _hole_limit(self, rows: np.ndarray, field: np.ndarray) -> np.ndarray:
         """Most pixels that a picture filling `field` of the top node may have."""
@@ -194,7 +198,7 @@ class State:
         nodes = self.recent[rows, kind]
         found = nodes >= 0
         at = (rows[:, None], nodes)
-        fam = self.done_family[at]
+        fam = np.where(g.field_bears[field][:, None], self.done_family[at], -1)
         slot = g.num_matching[self.done_class[at], kind[:, None]] > 1
         free = np.where(
             fam >= 0, np.take_along_axis(room, np.maximum(fam, 0), 1), room.max(1)[:, None]
