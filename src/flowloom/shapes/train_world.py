@@ -186,7 +186,7 @@ class WorldConfig:
             role="lora",
             concept=Concept(kinds=("two",)),
             steps=1200,
-            card="for the base: two objects of different shapes",
+            card="for the base, trained on pairs: steadier single objects and counts up to three",
         ),
     )
     """Jobs in order; the first is the trunk."""
