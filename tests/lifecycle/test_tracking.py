@@ -13,6 +13,7 @@ import dataclasses
 import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -51,7 +52,7 @@ def test_a_stage_is_a_child_of_its_turn(tracked, make_run, spooled):
     run = make_run(lr=0.25)
     record(run)
     assert runs_of(tracked) == []  # a stage only leaves an entry
-    assert tracking.drain(tracked) == 0
+    assert tracking.drain(tracking.Recorder(tracked)) == 0
 
     (turn,), (child,) = runs_of(tracked, "turn"), runs_of(tracked)
     assert child.info.run_name == "train_sft"
@@ -84,7 +85,7 @@ def test_the_catalogue_is_named_by_its_hash(tracked, make_run, spooled):
     reader.finish({})
     for run in (writer, reader):
         record(run)
-    tracking.drain(tracked)
+    tracking.drain(tracking.Recorder(tracked))
     assert [child.data.tags["flowloom.catalogue"] for child in runs_of(tracked)] == (
         [embedded.hash] * 2
     )
@@ -94,7 +95,7 @@ def test_recording_twice_gives_one_run(tracked, make_run, spooled):
     run = make_run()
     for _ in range(2):
         record(run)
-        assert tracking.drain(tracked) == 0
+        assert tracking.drain(tracking.Recorder(tracked)) == 0
     (child,) = runs_of(tracked)
     assert len(tracked.get_metric_history(child.info.run_id, "train/loss")) == 2
     assert len(tracked.get_metric_history(child.info.run_id, "eval/score")) == 1
@@ -103,12 +104,12 @@ def test_recording_twice_gives_one_run(tracked, make_run, spooled):
 def test_a_finished_run_is_linked_to_a_new_turn_once(tracked, make_run, spooled, monkeypatch):
     run = make_run()
     record(run)
-    tracking.drain(tracked)
+    tracking.drain(tracking.Recorder(tracked))
     tracking.reused(run)  # the same turn again: known
     assert list(tracking.spool_dir().glob("*.json")) == []
     monkeypatch.setenv("FLOWLOOM_TURN", "0002")
     tracking.reused(run)
-    tracking.drain(tracked)
+    tracking.drain(tracking.Recorder(tracked))
     found = {child.data.tags["flowloom.turn"]: child.data.tags for child in runs_of(tracked)}
     assert sorted(found) == ["0001", "0002"]
     assert found["0002"]["flowloom.reused"] == "true"
@@ -129,9 +130,20 @@ def test_a_dead_tracker_loses_nothing(tracked, make_run, monkeypatch, capsys):
     assert "stays" in capsys.readouterr().err
     assert len(list(tracking.spool_dir().glob("*.json"))) == 1
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert tracking.drain(tracked) == 0
+    assert tracking.drain(tracking.Recorder(tracked)) == 0
     (child,) = runs_of(tracked)
     assert child.info.status == "FINISHED"
+
+
+def test_one_bad_entry_does_not_hold_up_the_rest(tracked, make_run, spooled, capsys):
+    bad, gone, good = make_run(lr=1.0), make_run(lr=2.0), make_run("zoom")
+    for run in (bad, gone, good):
+        record(run)
+    (bad.dir / "config.json").write_text("{}")
+    shutil.rmtree(gone.dir)
+    assert tracking.drain(tracking.Recorder(tracked)) == 1
+    assert [child.info.run_name for child in runs_of(tracked)] == ["zoom"]
+    assert "KeyError" in capsys.readouterr().err
 
 
 def test_a_failure_is_recorded(tracked, make_run):
@@ -154,7 +166,7 @@ def test_a_killed_stage_is_not_left_running(tracked, make_run, spooled):
     tracking._leave(
         tracking.Entry(str(run.dir), run.stage, "running", "0001", 0),
     )
-    assert tracking.drain(tracked) == 0
+    assert tracking.drain(tracking.Recorder(tracked)) == 0
     assert [child.info.status for child in runs_of(tracked)] == ["KILLED"]
 
 
@@ -163,12 +175,12 @@ def test_a_running_stage_is_shown_as_it_goes(tracked, make_run, spooled):
 
     run = make_run(finish=False)
     with exclusive(run), tracking.recorded(run):
-        assert tracking.drain(tracked) == 1
+        assert tracking.drain(tracking.Recorder(tracked)) == 1
         (child,) = runs_of(tracked)
         assert (child.info.status, child.data.metrics) == ("RUNNING", {"train/loss": 1.0})
         run.metric(3, {"train/loss": 0.5})
         run.finish({})
-    assert tracking.drain(tracked) == 0
+    assert tracking.drain(tracking.Recorder(tracked)) == 0
     (child,) = runs_of(tracked)
     assert (child.info.status, child.data.metrics["train/loss"]) == ("FINISHED", 0.5)
     assert len(tracked.get_metric_history(child.info.run_id, "train/loss")) == 3
@@ -191,9 +203,9 @@ def test_a_turn_is_recorded(tracked):
     turn = turns.open_turn(fields, lambda: "3")
     with turns.held(turn):
         turn.mark("running")
-        assert tracking.drain(tracked) == 1
+        assert tracking.drain(tracking.Recorder(tracked)) == 1
         turn.mark("finished", seconds={"total": 1.0})
-    assert tracking.drain(tracked) == 0
+    assert tracking.drain(tracking.Recorder(tracked)) == 0
     (parent,) = runs_of(tracked, "turn")
     assert parent.info.status == "FINISHED"
     assert parent.info.run_name == "turn 0001"

@@ -36,6 +36,8 @@ EXPERIMENT = "flowloom"
 TURN = "turn"
 """What stands for the stage in the entry of a turn."""
 LOG_TAIL_LINES = 30
+MAX_FAILURES = 2
+"""Entries that may fail before the tracker is taken to be down for now."""
 MAX_BATCH = 100
 """Parameters or tags in one call: MLflow's own bound."""
 _CHANGING_TURN_FIELDS = ("status", "stages", "seconds")
@@ -166,26 +168,29 @@ def record_now(run: Run) -> tuple[MlflowClient, str]:
         return recorder.client, recorder.record(entry)
 
 
-def drain(client: MlflowClient | None = None) -> int:
+def drain(recorder: Recorder | None = None) -> int:
     """Record every entry that waits.
 
     Returns:
         The number left over: of runs still going, and of those the tracker would not take.
     """
-    recorder = Recorder(client)
-    left = 0
+    recorder = recorder or Recorder()
+    failures = 0
     with _draining():
         for path in sorted(spool_dir().glob("*.json")):
             try:
-                left += not recorder.take(path)
+                recorder.take(path)
             except Exception as error:
                 # Whatever the tracker throws, the entry stays and the stages go on.
                 print(f"[tracking] {path.name} stays: {_one_line(error)}", file=sys.stderr)
-                return len(list(spool_dir().glob("*.json")))
-    return left
+                # A folder that cannot be read says nothing about the tracker.
+                failures += not isinstance(error, (KeyError, TypeError, ValueError))
+                if failures == MAX_FAILURES:
+                    break
+        return len(list(spool_dir().glob("*.json")))
 
 
-def follow(every_s: float = 1.0) -> None:
+def follow(every_s: float = 2.0) -> None:
     """Record entries as they appear until standard input closes, then what is left."""
     import select
 
@@ -193,12 +198,12 @@ def follow(every_s: float = 1.0) -> None:
     spool_dir().mkdir(parents=True, exist_ok=True)
     with (spool_dir() / "follower.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        pause_s = every_s
+        pause_s, recorder = every_s, Recorder()
         while True:
             ready, _, _ = select.select([sys.stdin], [], [], pause_s)
             closing = bool(ready) and not sys.stdin.read(1)
             started_s = time.monotonic()
-            left = drain()
+            left = drain(recorder)
             if closing:
                 if left:
                     print(f"[tracking] {left} runs wait in {spool_dir()}", file=sys.stderr)
@@ -217,6 +222,7 @@ class Recorder:
     def __init__(self, client: MlflowClient | None = None):
         """Use `client`, or one of the tracker in use."""
         self._client = client
+        self._shown: dict[Path, tuple[str, int]] = {}
 
     @property
     def client(self) -> MlflowClient:
@@ -225,26 +231,29 @@ class Recorder:
             self._client = connect()
         return self._client
 
-    def take(self, path: Path) -> bool:
-        """Record the entry at `path`, and remove it if its run has ended.
-
-        Returns:
-            Whether the entry is gone.
-        """
+    def take(self, path: Path) -> None:
+        """Record the entry at `path`, and remove it if its run has ended."""
         text = path.read_text()
         entry = Entry(**json.loads(text))
+        if not Path(entry.dir).is_dir():
+            print(f"[tracking] {path.name}: {entry.dir} is gone", file=sys.stderr)
+            path.unlink()
+            return
         if entry.status == "running" and not _alive(entry):
             entry = dataclasses.replace(entry, status="killed", ended_ms=_now_ms())
-        self.record(entry)
         if entry.status == "running":
-            return False
+            metrics = Path(entry.dir) / "metrics.jsonl"
+            state = text, metrics.stat().st_size if metrics.is_file() else 0
+            if self._shown.get(path) != state:
+                self.record(entry)
+                self._shown[path] = state
+            return
+        self.record(entry)
         if entry.status in ("finished", "reused") and entry.stage != TURN:
             entry.note()
         # The same run may have been started again meanwhile: then its new entry stays.
         if path.read_text() == text:
             path.unlink()
-            return True
-        return False
 
     def record(self, entry: Entry) -> str:
         """Bring the MLflow run of `entry` up to date.
@@ -256,8 +265,8 @@ class Recorder:
         if entry.stage == TURN:
             return self._record_turn(entry, folder)
         identity = json.loads((folder / "config.json").read_text())
-        run_id = entry.join or self._child(entry, folder.name)
         tags = self._tags(entry, folder, identity)
+        run_id = entry.join or self._child(entry, folder.name)
         known = self.client.get_run(run_id).data
         if "flowloom.stage" not in known.tags:
             self._log_params(run_id, identity["config"])
