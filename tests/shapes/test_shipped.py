@@ -16,7 +16,7 @@ import torch
 from flowloom.runs import data_dir
 from flowloom.shapes import detector, prompts
 from flowloom.shapes import model as shapes_model
-from flowloom.shapes.train_world import WorldConfig
+from flowloom.shapes.config import WorldConfig
 
 MODELS = data_dir() / "models"
 NUM_PROMPTS = 32

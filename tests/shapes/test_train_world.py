@@ -14,8 +14,9 @@ import torch
 
 from flowloom.shapes import model as shapes_model
 from flowloom.shapes import prompts, train_world
+from flowloom.shapes.config import Concept, Job, WorldConfig
 from flowloom.shapes.model import ShapesConfig, ShapesModel
-from flowloom.shapes.train_world import Concept, Job, WorldConfig
+from flowloom.shapes.muon import orthogonalize
 
 TINY = WorldConfig(
     model=ShapesConfig(width=16, depth=1, text_depth=1, num_heads=2),
@@ -34,15 +35,13 @@ TINY = WorldConfig(
 
 def test_orthogonalize_levels_singular_values():
     for shape in ((3, 8, 8), (2, 16, 4), (2, 4, 16)):
-        update = train_world.orthogonalize(torch.randn(shape))
+        update = orthogonalize(torch.randn(shape))
         values = torch.linalg.svdvals(update)
         # The quintic ends between .7 and 1.2, up to small values that five steps do not lift.
         assert 0.5 < values.mean() < 1.1
         assert values.max() < 1.25
-    left = train_world.orthogonalize(torch.randn(1, 6, 3))
-    torch.testing.assert_close(
-        train_world.orthogonalize(left * 100), train_world.orthogonalize(left)
-    )
+    left = orthogonalize(torch.randn(1, 6, 3))
+    torch.testing.assert_close(orthogonalize(left * 100), orthogonalize(left))
 
 
 def test_loss_by_hand():
