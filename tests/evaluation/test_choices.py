@@ -1,7 +1,5 @@
 """Facts pinned: words that decide the model come first; what a workflow does, in words."""
 
-import pytest
-
 from flowloom.evaluation.choices import choices
 from flowloom.evaluation.describe import describe
 from tests.render.tiny import CHECKPOINTS, flow
@@ -10,7 +8,7 @@ from tests.render.tiny import CHECKPOINTS, flow
 def test_words_that_decide_the_model_come_first():
     # Circles get model b, everything else model a; colours are independent of the choice.
     prompts, workflows = [], []
-    for number in range(40):
+    for number in range(80):
         shape = ("circle", "star")[number % 2]
         color = ("red", "blue")[number // 2 % 2]
         prompts.append(f"a {color} {shape}")
@@ -18,15 +16,14 @@ def test_words_that_decide_the_model_come_first():
     table = choices(prompts, workflows)
     assert sorted(table["models"]) == sorted(CHECKPOINTS)
     overall, *rows = table["rows"]
-    assert overall == {"word": "all", "n": 40, "shares": [0.5, 0.5]}
+    assert overall == {"word": "all", "n": 80, "shares": [0.5, 0.5]}
     assert {row["word"] for row in rows[:2]} == {"circle", "star"}
     at = table["models"].index(CHECKPOINTS[1])
     by_word = {row["word"]: row for row in rows}
     assert by_word["circle"]["shares"][at] == 1.0
     assert by_word["star"]["shares"][at] == 0.0
-    assert by_word["red"]["shares"][at] == pytest.approx(0.5)
-    # "a" is in every prompt and says nothing.
-    assert "a" not in by_word
+    # Colours have nothing to do with the choice, and "a" is in every prompt.
+    assert set(by_word) == {"circle", "star"}
 
 
 def test_rare_words_and_rare_models_are_left_out():
@@ -34,7 +31,7 @@ def test_rare_words_and_rare_models_are_left_out():
     workflows = [flow(CHECKPOINTS[0])] * 99 + [flow(CHECKPOINTS[1])]
     table = choices(prompts, workflows)
     assert table["models"] == [CHECKPOINTS[0]]
-    assert [row["word"] for row in table["rows"]] == ["all", "star"]
+    assert [row["word"] for row in table["rows"]] == ["all"]
 
 
 def test_description_of_two_passes():

@@ -58,9 +58,11 @@ def test_page_is_self_contained_and_complete(
     assert all(address.startswith("data:image/png;base64,") for address in tags.addresses)
     # Two policies x two seeds x four prompts, two grids.
     assert len(tags.addresses) == 18
-    assert "beats the best fixed workflow by +0.110" in text
+    assert "beats the best fixed workflow by 0.110" in text
     assert "+0.080 to +0.142" in text
     assert "promoted to champion" in text
+    assert text.index('class="who us"') < text.index('class="who"')
+    assert "please the reward models, not the score" not in text
     assert "three red circles" in text
     assert "red, orange &lt;warm&gt;" in text
     assert "position" in text
@@ -76,9 +78,11 @@ def test_headline_follows_the_interval(tmp_path, evaluation_dir, generator_dir, 
     path = evaluation_dir / "evaluation.json"
     record = json.loads(path.read_text())
     record["paired"]["vs_best_fixed"] |= {"mean": (low + high) / 2, "low": low, "high": high}
+    record["predicted_vs_true"]["gap"] = 0.3
     path.write_text(json.dumps(record))
     text = _write(tmp_path, "run", evaluation=evaluation_dir, generator=generator_dir)
     assert says in text
+    assert "please the reward models, not the score" in text
     assert "beats the" not in text
     assert "The gate" not in text
 

@@ -23,7 +23,7 @@ def choices(prompts: Sequence[str], workflows: Sequence[Workflow]) -> dict[str, 
     """Shares of designs that load each checkpoint, over all prompts and by word.
 
     The words shown are those whose shares differ most from the overall ones, weighted by how often
-    the word occurs (chi-square), so openings and articles drop out by themselves.
+    the word occurs (chi-square), and by more than chance; so openings and articles drop out.
 
     Args:
         prompts: One per design.
@@ -53,7 +53,9 @@ def choices(prompts: Sequence[str], workflows: Sequence[Workflow]) -> dict[str, 
         shares_M = uses_PM[has_P].mean(0)
         spread_M = np.maximum(overall_M * (1 - overall_M), 1e-9)
         weight = float(has_P.sum() * ((shares_M - overall_M) ** 2 / spread_M).sum())
-        rows.append((-weight, word, int(has_P.sum()), shares_M))
+        # About the 99.9 % quantile if the word did not matter: of many words some look as if.
+        if weight > 9.0 + 2.5 * len(names):
+            rows.append((-weight, word, int(has_P.sum()), shares_M))
     rows.sort(key=lambda row: row[:2])
     shown = [{"word": ALL, "n": len(prompts), "shares": overall_M.tolist()}]
     shown += [{"word": w, "n": n, "shares": s.tolist()} for _, w, n, s in rows[:MAX_WORDS]]
