@@ -59,6 +59,8 @@ class TuneGeneratorConfig:
     """Weight of mean (v - v_base)^2."""
     lr: float = 3e-4
     """Peak learning rate of AdamW over all weights; falls linearly to 0."""
+    beta2: float = 0.999
+    """AdamW's decay of squared gradients."""
     warmup_steps: int = 8
     """Optimiser steps over which the learning rate rises; Adam's first steps are blind to scale."""
     weight_decay: float = 1e-4

@@ -45,6 +45,7 @@ from flowloom.shapes.model import load, save
 SHAPE = (3, 32, 32)
 GRID_SEEDS = 4
 OUT_OF_RANGE = 1.05
+MAX_DRAWS = 30
 FOLDER = "checkpoints"
 _PROMPTS, _NOISE, _SHUFFLE, _EVALUATION = range(4)
 
@@ -68,7 +69,10 @@ def tune_generator(config: TuneGeneratorConfig, run: Run) -> dict[str, float]:
     model = copy.deepcopy(base).requires_grad_(True)
     flow, base_flow = (ShapesFlow(m, config.guidance) for m in (model, base))
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.lr, weight_decay=config.weight_decay
+        model.parameters(),
+        lr=config.lr,
+        betas=(0.9, config.beta2),
+        weight_decay=config.weight_decay,
     )
     times = simple_schedule(config.num_steps, config.time_shift)
     held_out = draw_prompts(
@@ -212,14 +216,21 @@ def rate(config: TuneGeneratorConfig, step: int) -> float:
 def draw_prompts(
     config: PromptsConfig, split: str, count: int, entropy: Sequence[int]
 ) -> list[str]:
-    """`count` prompts of one split, drawn from the grammar; a function of `entropy`."""
+    """`count` prompts of one split, kinds in turn; a function of `entropy`.
+
+    A kind's meanings differ until it has no more of them to offer.
+    """
     rng = np.random.default_rng(entropy)
-    texts = []
-    while len(texts) < count:
-        spec = language.sample_prompt(rng, kinds=config.kinds, shapes=config.shapes)
-        if language.split_of(spec) == split:
-            texts.append(spec.text)
-    return texts
+    specs: list[language.PromptSpec] = []
+    while len(specs) < count:
+        kind = config.kinds[len(specs) % len(config.kinds)]
+        drawn = {spec.meaning for spec in specs}
+        found = []
+        while not found or (found[-1].meaning in drawn and len(found) < MAX_DRAWS):
+            spec = language.sample_prompt(rng, kinds=(kind,), shapes=config.shapes)
+            found += [spec] if language.split_of(spec) == split else []
+        specs.append(found[-1])
+    return [spec.text for spec in specs]
 
 
 def torch_seeds(entropy: Sequence[int], count: int) -> list[int]:
