@@ -12,6 +12,7 @@ from flowloom.dataset.prompts import split_of
 from flowloom.dataset.tables import read_table
 from flowloom.dataset.workflows import (
     base_workflow,
+    draw_wild_workflows,
     draw_workflows,
     edited,
     make_grammar,
@@ -79,6 +80,22 @@ def test_prior_weights_act(catalogue):
     assert 0.6 < euler / len(samplers) < 0.95
     with pytest.raises(ValueError, match=r"steps_weights: got .* expected 6 weights"):
         PriorConfig(steps_weights=(1.0,))
+
+
+def test_wild_workflows_are_valid_and_more_various(catalogue):
+    prior = PriorConfig()
+    grammar = make_grammar(catalogue, prior.budget)
+    tame, wild = (draw(grammar, prior, 100, 0) for draw in (draw_workflows, draw_wild_workflows))
+    assert all(is_valid(flow, catalogue) for flow in wild)
+    one_sampler = [
+        sum(
+            [n.class_type for n in flow.nodes.values()].count("KSampler") == 1
+            and "EmptyLatentImage" in [n.class_type for n in flow.nodes.values()]
+            for flow in flows
+        )
+        for flows in (tame, wild)
+    ]
+    assert one_sampler[0] > one_sampler[1] + 15
 
 
 def test_base_workflows_and_their_variations_are_writable(catalogue):

@@ -29,6 +29,7 @@ CONFIG = BuildTripletsConfig(
         num_varied=1,
     ),
     random_cells=2,
+    wild_cells=3,
     evolved_cells=(2, 1),
     evolved_seeds=(1, 3),
     num_parents=3,
@@ -82,6 +83,8 @@ def test_rounds(plan):
     first = plan.cells(0, [])
     panel = [cell for cell in first if cell.origin == "panel"]
     drawn = [cell for cell in first if cell.origin == "random"]
+    wild = [cell for cell in first if cell.origin == "wild"]
+    assert len(wild) == 3 * 40
     assert len(panel) == 4 * 8
     assert len(drawn) == 2 * 40
     assert len({cell.seeds for cell in panel}) == 8  # common noise of a prompt
@@ -154,7 +157,7 @@ def test_seeds_differ_by_everything():
 
 def test_configuration_errors_name_the_field():
     with pytest.raises(
-        ValueError, match=r"panel.num_prompts: got 240, expected a sum of at most 40"
+        ValueError, match=r"panel.num_prompts: got 204, expected a sum of at most 40"
     ):
         BuildTripletsConfig(prompts=PromptsConfig(num_train=40))
     with pytest.raises(ValueError, match="num_kept: got"):

@@ -87,7 +87,7 @@ class PanelConfig:
     """Steps / guidance tried with every checkpoint."""
     lora_settings: tuple[str, ...] = ("8/2.5",)
     """Steps / guidance tried with every checkpoint and LoRA at strength 1."""
-    num_prompts: tuple[int, ...] = (48, 64, 128)
+    num_prompts: tuple[int, ...] = (36, 40, 128)
     """Train prompts of each round, one seed each, none of them used in an earlier round."""
     num_kept: tuple[int, ...] = (6, 6)
     """Workflows that go on after each round but the last."""
@@ -122,6 +122,11 @@ class BuildTripletsConfig:
     """The workflows that best_fixed is chosen from."""
     random_cells: int = 5
     """Pairs rendered per train prompt (as far as there are), one seed each."""
+    wild_cells: int = 2
+    """Valid but often senseless workflows per train prompt, one seed each: the reward must know
+    that they are bad, or the policy finds out that it does not."""
+    prior: PriorConfig = PriorConfig()
+    """Step counts and samplers of the wild workflows."""
     evolved_cells: tuple[int, ...] = (3, 2, 1)
     """Evolved workflows per train prompt, by round: edits of what looked best on prompts of the
     same concept so far, or (`kept_frac`) that itself."""
@@ -154,6 +159,7 @@ class BuildTripletsConfig:
             check(number >= 1, "evolved_cells, evolved_seeds", number, ">= 1")
         for name in ("random_cells", "num_parents", "calibration_cells", "calibration_seeds"):
             check(getattr(self, name) >= 1, name, getattr(self, name), ">= 1")
+        check(self.wild_cells >= 0, "wild_cells", self.wild_cells, ">= 0")
         check(0 <= self.kept_frac <= 1, "kept_frac", self.kept_frac, "in [0, 1]")
         check(self.num_processes >= 1, "num_processes", self.num_processes, ">= 1")
         check(self.shard_size >= 1, "shard_size", self.shard_size, ">= 1")

@@ -1,7 +1,7 @@
 """What `build_triplets` renders, round by round: a function of configuration and earlier scores.
 
-Round r holds: the panel's round r; in round 0 the random cells (pairs), in round r > 0 the evolved
-cells number r - 1; in the last round the calibration cells.
+Round r holds: the panel's round r; in round 0 the random cells (pairs) and the wild ones, in round
+r > 0 the evolved cells number r - 1; in the last round the calibration cells.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from flowloom.dataset.config import BuildTripletsConfig
 from flowloom.dataset.prompts import Concept, concept_of, draw_prompts
 from flowloom.dataset.workflows import (
+    draw_wild_workflows,
     edited,
     make_grammar,
     panel_workflows,
@@ -46,7 +47,7 @@ class Cell:
     split: str
     """`train` or `calibration`."""
     origin: str
-    """`panel`, `random` (a pair) or `evolved`."""
+    """`panel`, `random` (a pair), `wild` or `evolved`."""
     seeds: tuple[int, ...]
     """Seeds to render."""
 
@@ -112,6 +113,10 @@ class Plan:
             specs = [spec for spec in self.train for _ in self.pairs[spec.text]]
             flows = [flow for spec in self.train for flow in self.pairs[spec.text]]
             cells += self._cells(specs, flows, "train", "random", 1)
+            specs = [spec for spec in self.train for _ in range(config.wild_cells)]
+            flows = draw_wild_workflows(self.grammar, config.prior, len(specs), config.seed)
+            flows = [flow.canonical(self.catalogue) for flow in flows]
+            cells += self._cells(specs, flows, "train", "wild", 1)
         elif number <= len(config.evolved_cells):
             last = number == len(config.evolved_cells)
             count, seeds = config.evolved_cells[number - 1], config.evolved_seeds[number - 1]

@@ -15,6 +15,8 @@ from flowloom.workflow.sampling import default_weights
 from flowloom.workflow.vocabulary import grid
 
 Node = dict[str, Any]
+WILD_POWER = 0.25
+"""A weight of 1e-4 becomes 0.1."""
 
 
 def make_grammar(catalogue: Catalogue, budget: int) -> Grammar:
@@ -24,7 +26,10 @@ def make_grammar(catalogue: Catalogue, budget: int) -> Grammar:
 
 def token_weights(prior: PriorConfig) -> dict[str, Any]:
     """The shipped token weights with the prior's choices put in."""
-    weights = copy.deepcopy(default_weights())
+    return _with_prior(copy.deepcopy(default_weights()), prior)
+
+
+def _with_prior(weights: dict[str, Any], prior: PriorConfig) -> dict[str, Any]:
     fields = weights["fields"]
     fields.setdefault("KSampler.steps", {}).update(
         {f"steps={n}": w for n, w in zip(prior.steps, prior.steps_weights, strict=True)}
@@ -36,6 +41,21 @@ def token_weights(prior: PriorConfig) -> dict[str, Any]:
 def draw_workflows(grammar: Grammar, prior: PriorConfig, num: int, seed: int) -> list[Workflow]:
     """Random valid templates."""
     drawn = random_workflows(grammar, num, seed, token_weights(prior))
+    return [grammar.codec.decode(code.tokens, code.texts, code.seeds) for code in drawn]
+
+
+def draw_wild_workflows(
+    grammar: Grammar, prior: PriorConfig, num: int, seed: int
+) -> list[Workflow]:
+    """Valid templates of every sort, senseless ones too: all weights but the prior's flattened.
+
+    A reward model that has only seen sane workflows is optimistic about the others, and a policy
+    finds them. Flattened is w ** `WILD_POWER`.
+    """
+    weights = copy.deepcopy(default_weights())
+    for entries in (*weights["fields"].values(), weights["context"]):
+        entries.update({name: weight**WILD_POWER for name, weight in entries.items()})
+    drawn = random_workflows(grammar, num, seed, _with_prior(weights, prior))
     return [grammar.codec.decode(code.tokens, code.texts, code.seeds) for code in drawn]
 
 
