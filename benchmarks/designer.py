@@ -22,9 +22,10 @@ import torch
 
 from flowloom.dataset.tokenizer import WordTokenizer
 from flowloom.designer.config import PolicyConfig
-from flowloom.designer.grpo import grpo_loss
+from flowloom.designer.grpo import clipped_gain
+from flowloom.designer.guidance import masked_kl
 from flowloom.designer.policy import Policy
-from flowloom.designer.rollout import masked_logprobs, replay, rollout
+from flowloom.designer.rollout import choice_logprobs, replay, rollout
 from flowloom.designer.sft import is_valid
 from flowloom.shapes.prompts import sample_prompt
 from flowloom.workflow import Catalogue, Grammar, decode, random_workflows
@@ -54,7 +55,7 @@ def train_briefly(policy, grammar, prompts, num_steps, batch_size=128):
     for _ in range(num_steps):
         first = int(rng.integers(len(order) - batch_size))
         rows = order[first : first + batch_size]
-        loss = -masked_logprobs(policy, ids, sequences.select(rows))[0].mean()
+        loss = -choice_logprobs(policy, ids, sequences.select(rows))[1].mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -70,11 +71,10 @@ def update(policy, ids_PL, sampled):
         part = sampled.sequences.select(rows)
         prompts = ids_PL[first // GROUP : (first + per_minibatch) // GROUP]
         with torch.no_grad():
-            reference, _ = masked_logprobs(policy, prompts, part)
-        logprobs, entropy = masked_logprobs(policy, prompts, part)
-        advantages = torch.ones_like(reference)
-        loss = grpo_loss(logprobs, reference, reference, entropy, advantages, 0.2, 0.005, 0.02)
-        loss.backward()
+            reference_NV, reference_N = choice_logprobs(policy, prompts, part)
+        logprobs_NV, logprobs_N = choice_logprobs(policy, prompts, part)
+        gain_N = clipped_gain(logprobs_N, reference_N, torch.ones_like(reference_N), 0.2)
+        (-gain_N + 0.05 * masked_kl(logprobs_NV, reference_NV)).mean().backward()
 
 
 def generate_with_transformers(policy, num_rows, num_tokens):

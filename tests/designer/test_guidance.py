@@ -38,6 +38,20 @@ def test_entropy_by_hand_and_its_gradient_is_finite():
     assert logits.grad[0].tolist() == pytest.approx(grads, abs=ATOL)
 
 
+def test_kl_by_hand_and_its_gradient():
+    legal = torch.tensor([[True, True, False]])
+    logits = torch.tensor([[0.0, math.log(3.0), 7.0]], requires_grad=True)
+    reference = guidance.masked_log_softmax(torch.zeros(1, 3), legal)
+    kl = guidance.masked_kl(guidance.masked_log_softmax(logits, legal), reference)
+    want = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
+    assert kl.item() == pytest.approx(want, abs=ATOL)
+    kl.sum().backward()
+    # dKL/dz_v = p_v (log (p_v / r_v) - KL)
+    grads = [p * (math.log(p / 0.5) - want) for p in (0.25, 0.75)] + [0.0]
+    assert logits.grad[0].tolist() == pytest.approx(grads, abs=ATOL)
+    assert guidance.masked_kl(reference, reference).item() == 0.0
+
+
 def test_endpoints_are_exact():
     zero = guidance.guided_log_probs(REFERENCE, TUNED, LEGAL, 0.0)
     one = guidance.guided_log_probs(REFERENCE, TUNED, LEGAL, 1.0)

@@ -9,7 +9,7 @@ import torch
 
 from flowloom.designer import rollout as engine
 from flowloom.designer.policy import Policy
-from flowloom.designer.rollout import masked_logprobs, replay, rollout
+from flowloom.designer.rollout import choice_logprobs, replay, rollout
 from flowloom.workflow import Grammar, decode, validate
 from tests.designer.tiny import PROMPTS
 
@@ -19,7 +19,7 @@ ATOL = 1e-5
 def test_logprobs_equal_teacher_forcing(policy, grammar):
     sampled = rollout(policy, grammar, PROMPTS, 8, seed=3)
     sequences = sampled.sequences
-    logprobs, _ = masked_logprobs(policy, policy.encode_prompts(PROMPTS), sequences)
+    _, logprobs = choice_logprobs(policy, policy.encode_prompts(PROMPTS), sequences)
     assert torch.allclose(logprobs, sampled.logprobs_BT[sequences.choice_BT], atol=ATOL)
 
 
@@ -81,9 +81,9 @@ def test_forced_tokens_carry_no_loss(policy, grammar):
     inside = torch.arange(forced.shape[1]) < lengths[:, None]
     assert (forced & inside).sum() > len(lengths)  # there are such tokens
     # Moving the logits of forced positions leaves the likelihood alone: they are never computed.
-    logprobs, entropy = masked_logprobs(policy, policy.encode_prompts(PROMPTS), sequences)
-    assert len(logprobs) == len(entropy) == int(sequences.choice_BT.sum())
-    assert (entropy > 0).all()
+    every, chosen = choice_logprobs(policy, policy.encode_prompts(PROMPTS), sequences)
+    assert len(every) == len(chosen) == int(sequences.choice_BT.sum())
+    assert ((every > -torch.inf).sum(1) > 1).all()
 
 
 def test_replay_gives_the_masks_of_the_rollout(policy, grammar):
@@ -102,10 +102,10 @@ def test_replay_gives_the_masks_of_the_rollout(policy, grammar):
 def test_select_keeps_rows_with_their_masks(policy, grammar):
     sequences = rollout(policy, grammar, PROMPTS, 8, seed=2).sequences
     ids = policy.encode_prompts(PROMPTS)
-    whole, _ = masked_logprobs(policy, ids, sequences)
+    _, whole = choice_logprobs(policy, ids, sequences)
     per_row = whole.split(sequences.choice_BT.sum(1).tolist())
     part = sequences.select(torch.arange(8, 24))
-    logprobs, _ = masked_logprobs(policy, ids[1:3], part)
+    _, logprobs = choice_logprobs(policy, ids[1:3], part)
     assert torch.allclose(logprobs, torch.cat(per_row[8:24]), atol=ATOL)
 
 

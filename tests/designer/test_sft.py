@@ -36,7 +36,7 @@ def test_learns_and_samples_validly(tmp_path, inputs):
 
 def test_resumed_equals_uninterrupted(tmp_path, inputs, monkeypatch):
     whole = _train(tmp_path / "whole", inputs)
-    plain = sft.masked_logprobs
+    plain = sft.choice_logprobs
     for die_at in (5, 8):
         calls = []
 
@@ -46,22 +46,22 @@ def test_resumed_equals_uninterrupted(tmp_path, inputs, monkeypatch):
                 raise KeyboardInterrupt
             return plain(*args)
 
-        monkeypatch.setattr(sft, "masked_logprobs", dying)
+        monkeypatch.setattr(sft, "choice_logprobs", dying)
         with pytest.raises(KeyboardInterrupt):
             _train(tmp_path / "broken", inputs)
-    monkeypatch.setattr(sft, "masked_logprobs", plain)
+    monkeypatch.setattr(sft, "choice_logprobs", plain)
     assert _train(tmp_path / "broken", inputs) == whole
 
 
 def test_a_non_finite_loss_names_its_step(tmp_path, inputs, monkeypatch):
-    plain, calls = sft.masked_logprobs, []
+    plain, calls = sft.choice_logprobs, []
 
     def breaking(*args):
         calls.append(0)
-        logprobs, entropy = plain(*args)
-        return (logprobs * torch.nan if len(calls) == 3 else logprobs), entropy
+        every, chosen = plain(*args)
+        return every, (chosen * torch.nan if len(calls) == 3 else chosen)
 
-    monkeypatch.setattr(sft, "masked_logprobs", breaking)
+    monkeypatch.setattr(sft, "choice_logprobs", breaking)
     with pytest.raises(FloatingPointError, match="train_sft: step 2: loss is nan"):
         _train(tmp_path / "run", inputs)
 

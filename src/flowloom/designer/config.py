@@ -93,10 +93,10 @@ class GRPOConfig:
     """Rollouts over which the learning rate rises linearly."""
     clip: float = 0.2
     """Clip range of the importance ratio per token."""
-    kl_coef: float = 0.005
-    """Weight of the k3 estimate of KL(policy || SFT reference) per token."""
-    entropy_coef: float = 0.02
-    """Weight of the entropy bonus per token; keeps designs distinct."""
+    kl_coef: float = 0.05
+    """Weight of KL(policy || SFT reference) per choice: stays where the ensemble is right."""
+    entropy_coef: float = 0.0
+    """Weight of an entropy bonus per choice; it also rewards what the reference never does."""
     divide_by_std: bool = False
     """Divide advantages by the group's standard deviation; sharpens to nearly one workflow."""
     grad_clip: float = 1.0

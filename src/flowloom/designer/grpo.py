@@ -4,7 +4,9 @@ arXiv 2402.03300; FlowRL, arXiv 2505.21478. Departures: 1. probabilities are und
 in rollout, ratio, KL and entropy alike; 2. the reward is mean - beta * std of the ensemble;
 3. forced tokens carry no loss; 4. losses are means over choices, not over sequences; 5. advantages
 are not divided by the group's std (as in Dr. GRPO, arXiv 2503.20783): with it the policy sharpens
-to nearly one workflow; 6. an entropy bonus.
+to nearly one workflow; 6. the KL is exact, summed over legal tokens, where k3's gradient is that of
+KL(reference || policy): that lets mass go where the reference has none, and there the ensemble was
+never trained and is wrong.
 One process: flowloom run train_grpo --recipe demo
 
 Shapes: P prompts, G designs per prompt, B = P * G rows, T tokens, N choices of the rows at hand.
@@ -22,8 +24,9 @@ from torch import Tensor
 
 from flowloom.dataset import triplets as triplet_data
 from flowloom.designer.config import GRPOConfig
+from flowloom.designer.guidance import masked_entropy, masked_kl
 from flowloom.designer.policy import VOCABULARY_FILE, Policy
-from flowloom.designer.rollout import masked_logprobs, rollout
+from flowloom.designer.rollout import choice_logprobs, rollout
 from flowloom.designer.sft import is_valid, save_state
 from flowloom.reward.ensemble import Ensemble
 from flowloom.runs import Run
@@ -109,12 +112,12 @@ def train_grpo(
             old_N = sampled.logprobs_BT[rows_B, :width][part.choice_BT]
             advantages_N = advantages_B[rows_B, None].expand(-1, width)[part.choice_BT]
             with torch.no_grad():
-                reference_N, _ = masked_logprobs(reference, prompt_rows, part)
-            logprobs_N, entropy_N = masked_logprobs(policy, prompt_rows, part)
-            loss = grpo_loss(
-                logprobs_N, old_N, reference_N, entropy_N, advantages_N,
-                config.clip, config.kl_coef, config.entropy_coef,
-            )  # fmt: skip
+                reference_NV, _ = choice_logprobs(reference, prompt_rows, part)
+            logprobs_NV, logprobs_N = choice_logprobs(policy, prompt_rows, part)
+            kl_N = masked_kl(logprobs_NV, reference_NV)
+            entropy_N = masked_entropy(logprobs_NV)
+            gain_N = clipped_gain(logprobs_N, old_N, advantages_N, config.clip)
+            loss = -(gain_N - config.kl_coef * kl_N + config.entropy_coef * entropy_N).mean()
             optimizer.zero_grad()
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(tuned, config.grad_clip)
@@ -123,7 +126,6 @@ def train_grpo(
             optimizer.step()
             with torch.no_grad():
                 moved_N = k3(logprobs_N, old_N)
-                kl_N = k3(reference_N, logprobs_N)
                 choices.append((kl_N.mean(), entropy_N.mean(), moved_N.mean()))
 
         # Log
@@ -181,34 +183,17 @@ def k3(target_N: Tensor, sampled_N: Tensor) -> Tensor:
     return log_ratio_N.exp() - 1 - log_ratio_N
 
 
-def grpo_loss(
-    logprobs_N: Tensor,
-    old_N: Tensor,
-    reference_N: Tensor,
-    entropy_N: Tensor,
-    advantages_N: Tensor,
-    clip: float,
-    kl_coef: float,
-    entropy_coef: float,
-) -> Tensor:
-    """Mean over choices of -min(r A, clip(r, 1 - e, 1 + e) A) + kl_coef k3 - entropy_coef H.
-
-    r = pi / pi_old (arXiv 2402.03300, equation 3; k3 is its equation 4).
+def clipped_gain(logprobs_N: Tensor, old_N: Tensor, advantages_N: Tensor, clip: float) -> Tensor:
+    """min(r A, clip(r, 1 - e, 1 + e) A) with r = pi / pi_old (arXiv 2402.03300, equation 3).
 
     Args:
         logprobs_N: log pi of the choices made, with gradient.
         old_N: log pi_old, from the rollout.
-        reference_N: log pi_ref.
-        entropy_N: Entropy of pi at each choice, with gradient.
         advantages_N: Advantage of the design each choice belongs to.
         clip: Range e.
-        kl_coef: Weight of the KL.
-        entropy_coef: Weight of the entropy.
     """
     ratio_N = (logprobs_N - old_N).exp()
-    clipped_N = ratio_N.clamp(1 - clip, 1 + clip)
-    gain_N = torch.minimum(ratio_N * advantages_N, clipped_N * advantages_N)
-    return -(gain_N - kl_coef * k3(reference_N, logprobs_N) + entropy_coef * entropy_N).mean()
+    return torch.minimum(ratio_N * advantages_N, ratio_N.clamp(1 - clip, 1 + clip) * advantages_N)
 
 
 class CachedReward:

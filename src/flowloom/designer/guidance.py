@@ -33,6 +33,15 @@ def masked_entropy(logprobs_BV: Tensor) -> Tensor:
     return -(finite_BV.exp() * finite_BV * legal_BV).sum(-1)
 
 
+def masked_kl(logprobs_BV: Tensor, reference_BV: Tensor) -> Tensor:
+    """KL(p || reference) = sum p (log p - log reference) in nats over the legal tokens. Shape B."""
+    legal_BV = logprobs_BV > -torch.inf
+    difference_BV = logprobs_BV.masked_fill(~legal_BV, 0.0) - reference_BV.masked_fill(
+        ~legal_BV, 0.0
+    )
+    return (logprobs_BV.exp() * difference_BV).sum(-1)
+
+
 def guided_log_probs(
     reference_logits_BV: Tensor,
     tuned_logits_BV: Tensor,

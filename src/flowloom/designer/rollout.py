@@ -296,10 +296,10 @@ def replay(grammar: Grammar, tokens: Sequence[Sequence[int]]) -> Sequences:
     return Sequences(tokens_BT, choice_BT, lengths_B, np.concatenate(packed)[by_row], num_tokens)
 
 
-def masked_logprobs(
+def choice_logprobs(
     policy: Policy, prompts_PL: Tensor, sequences: Sequences
 ) -> tuple[Tensor, Tensor]:
-    """Teacher-forced log-probability of each choice made, and the entropy of the choice.
+    """Teacher-forced distribution at each choice; forced tokens, certain anyway, are left out.
 
     Args:
         policy: The policy.
@@ -307,11 +307,10 @@ def masked_logprobs(
         sequences: B designs.
 
     Returns:
-        log pi(chosen | prompt, tokens so far) and entropy in nats, both over the N choices. Forced
-        tokens have log-probability and entropy 0 by definition and are left out.
+        log pi(v | prompt, tokens so far) of every token, -inf where illegal, shape N V; and that of
+        the token chosen, shape N.
     """
     logits_NV = policy(prompts_PL, sequences.tokens_BT, sequences.choice_BT)
     logprobs_NV = guide.masked_log_softmax(logits_NV, sequences.legal())
     chosen_N = sequences.tokens_BT[sequences.choice_BT]
-    logprobs_N = logprobs_NV.gather(1, chosen_N[:, None])[:, 0]
-    return logprobs_N, guide.masked_entropy(logprobs_NV)
+    return logprobs_NV, logprobs_NV.gather(1, chosen_N[:, None])[:, 0]

@@ -28,7 +28,7 @@ from flowloom.dataset.tables import read_table
 from flowloom.dataset.tokenizer import WordTokenizer
 from flowloom.designer.config import SFTConfig
 from flowloom.designer.policy import VOCABULARY_FILE, Policy
-from flowloom.designer.rollout import Sequences, masked_logprobs, replay, rollout
+from flowloom.designer.rollout import Sequences, choice_logprobs, replay, rollout
 from flowloom.designer.selection import best_cells, shrunk_means
 from flowloom.runs import Run, write_json
 from flowloom.workflow import Catalogue, Grammar, Vocabulary, Workflow, decode, encode, validate
@@ -114,7 +114,7 @@ def train_sft(
         for group in optimizer.param_groups:
             group["lr"] = lr
         sequences = examples.sequences.select(rows)
-        logprobs_N, _ = masked_logprobs(policy, examples.prompt_ids(policy, rows), sequences)
+        _, logprobs_N = choice_logprobs(policy, examples.prompt_ids(policy, rows), sequences)
         loss = -logprobs_N.mean()
         optimizer.zero_grad()
         loss.backward()
