@@ -39,6 +39,10 @@ def test_processes_change_nothing_and_errors_surface(world):
         broken = RenderJob(flow("nothing.safetensors").fill(PROMPT), "the-bad-one")
         with pytest.raises(ValueError, match="job the-bad-one: node 1"):
             list(pool.map([jobs[:2], [broken]]))
+        with pytest.raises(RuntimeError, match=r"(?s)jobs not-a-workflow to .*AttributeError"):
+            list(pool.map([[RenderJob(None, "not-a-workflow")]]))
+        with pytest.raises(Exception, match="pickle"):
+            list(pool.map([[RenderJob(lambda: 0, "does-not-travel")]]))
         # The pool lives on.
         assert next(iter(pool.map([jobs[:4]])))[0].flops == one[0].flops
 

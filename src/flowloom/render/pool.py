@@ -130,10 +130,13 @@ class RenderPool:
                 try:
                     send(worker.tasks, list(chunks[index]))
                     done, value = receive(worker.answers)
-                except (EOFError, OSError, ValueError):
+                except (EOFError, OSError):
                     names = f"{chunks[index][0].id} to {chunks[index][-1].id}"
                     code = worker.process.wait()
                     error = RuntimeError(f"render worker died (exit status {code}) on jobs {names}")
+                    futures[index].set_exception(error)
+                    continue
+                except Exception as error:  # something that cannot travel, or a closed pool
                     futures[index].set_exception(error)
                     continue
                 if done:

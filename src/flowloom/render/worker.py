@@ -10,9 +10,12 @@ from __future__ import annotations
 import os
 import pickle
 import queue
+import signal
 import struct
 import sys
 import threading
+import traceback
+from collections.abc import Sequence
 from typing import IO, Any
 
 _LENGTH = struct.Struct("<Q")
@@ -32,6 +35,10 @@ def receive(stream: IO[bytes]) -> Any:
     Raises:
         EOFError: The other side is gone.
     """
+    return pickle.loads(_frame(stream))
+
+
+def _frame(stream: IO[bytes]) -> bytes:
     head = stream.read(_LENGTH.size)
     if len(head) < _LENGTH.size:
         raise EOFError
@@ -39,20 +46,22 @@ def receive(stream: IO[bytes]) -> Any:
     data = stream.read(size)
     if len(data) < size:
         raise EOFError
-    return pickle.loads(data)
+    return data
 
 
 def main() -> None:
     """Answer chunks until the parent closes the pipe."""
+    # Interrupting is the parent's business; it ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # What a library prints must not land between frames.
-    tasks: queue.SimpleQueue = queue.SimpleQueue()
+    tasks: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
     def listen() -> None:
         # A thread of its own, so that a dead parent ends a worker in the middle of a chunk too.
         while True:
             try:
-                tasks.put(receive(sys.stdin.buffer))
+                tasks.put(_frame(sys.stdin.buffer))
             except EOFError:
                 os._exit(0)
 
@@ -64,18 +73,26 @@ def main() -> None:
     from flowloom.render.models import ModelStore
 
     engine = None
-    catalogue_dir, batch_size, then = tasks.get()
+    catalogue_dir, batch_size, then = pickle.loads(tasks.get())
     while True:
-        jobs = tasks.get()
+        jobs = pickle.loads(tasks.get())
         try:
             engine = engine or Engine(ModelStore.open(catalogue_dir), batch_size)
             answer = (True, then(jobs, engine.render(jobs)))
-        except Exception as error:
+        except (ValueError, FloatingPointError) as error:
             answer = (False, error)
+        except Exception:
+            # An error of the program: its trace counts, and its type may not travel.
+            trace = traceback.format_exc()
+            answer = (False, RuntimeError(f"{_name(jobs)}: render worker failed\n{trace}"))
         try:
             send(answers, answer)
-        except (BrokenPipeError, pickle.PicklingError):
+        except BrokenPipeError:
             os._exit(1)
+
+
+def _name(jobs: Sequence[Any]) -> str:
+    return f"jobs {jobs[0].id} to {jobs[-1].id}"
 
 
 if __name__ == "__main__":
