@@ -22,7 +22,7 @@ class EvaluateConfig:
     """Seed of designs, render noise and resampling."""
     policies: tuple[str, ...] = POLICIES
     """Policies to compare; grpo and best_fixed must be among them."""
-    num_prompts: int = 128
+    num_prompts: int = 192
     """Held-out prompts, the same number of each kind as far as there are."""
     num_seeds: int = 2
     """Renders per prompt and policy; each (prompt, seed) has its own noise, shared by policies."""
