@@ -40,7 +40,7 @@ class RewardConfig:
     """Seed of the ensemble; a member draws from (seed, member, epoch)."""
     network: NetworkConfig = NetworkConfig()
     """Size."""
-    num_steps: int = 1200
+    num_steps: int = 400
     """Optimiser steps."""
     prompts_per_step: int = 16
     """Groups of rows of one prompt per step; each prompt is encoded once."""
@@ -54,11 +54,13 @@ class RewardConfig:
     """Weight decay of AdamW."""
     dropout: float = 0.1
     """Share of features dropped before the head and inside MLPs while training."""
+    wide_penalty: float | None = 8.0
+    """Ridge penalty of the wide part, in renders; None leaves that part out."""
     pair_coef: float = 0.0
     """Weight of a pairwise loss within prompts beside the regression; 0 leaves it out."""
     grad_clip: float = 1.0
     """Largest gradient norm."""
-    checkpoint_every: int = 200
+    checkpoint_every: int = 100
     """Steps between checkpoints of an unfinished run."""
     num_threads: int = 1
     """Torch threads; part of the configuration since it may change the last bits."""
@@ -72,6 +74,8 @@ class RewardConfig:
             check(getattr(self, name) > 0, name, getattr(self, name), "> 0")
         for name in ("member", "warmup_steps", "weight_decay", "pair_coef"):
             check(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
+        wide = self.wide_penalty is None or self.wide_penalty > 0
+        check(wide, "wide_penalty", self.wide_penalty, "> 0 or null")
         check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
 
 

@@ -78,9 +78,9 @@ class Ensemble:
         for network in self.networks:
             copy = Network(network.config, len(self.tokenizer), table.num_rows)
             state = {name: value.clone() for name, value in network.state_dict().items()}
-            rows = state["rows.weight"]
-            for row, sources in heirs.items():
-                rows[row] = network.rows.weight[sources].mean(0)
+            for name in ("rows.weight", "wide"):
+                for row, sources in heirs.items():
+                    state[name][row] = network.get_parameter(name)[sources].mean(0)
             copy.load_state_dict(state)
             networks.append(copy.eval().requires_grad_(False))
         return Ensemble(networks, table, self.tokenizer, self.calibration)

@@ -8,6 +8,7 @@ nodes are named or ordered.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,6 +36,10 @@ class Features:
     """Node that each link goes to."""
     num_nodes: int
     """Number of nodes."""
+    file_rows_F: np.ndarray
+    """Rows of the files that it loads, each once."""
+    file_shares_F: np.ndarray
+    """1 / number of different files in the same input: loading more of them adds up to no more."""
 
 
 class FeatureTable:
@@ -78,6 +83,12 @@ class FeatureTable:
         first = 1 + len(self.row_of_pair)
         self.row_of_fed = {field: first + k for k, field in enumerate(dict.fromkeys(fed))}
         self.num_rows = first + len(self.row_of_fed)
+        file_fields = {
+            step.field for steps in self.schema.steps.values() for step in steps if step.how == FILE
+        }
+        self.field_of_file_row = {
+            row: field for (field, _), row in self.row_of_pair.items() if field in file_fields
+        }
 
     def of_tokens(self, tokens: Sequence[int]) -> Features:
         """Features of a workflow's code.
@@ -109,12 +120,17 @@ class FeatureTable:
                 bags[target].append(self._row(step.field, self._token(step, node, workflow)))
         sizes = [len(bag) for bag in bags]
         ends = np.array(links, np.int64).reshape(-1, 2)
+        loaded = sorted({row for bag in bags for row in bag} & self.field_of_file_row.keys())
+        alike = Counter(self.field_of_file_row[row] for row in loaded)
+        shares = [1 / alike[self.field_of_file_row[row]] for row in loaded]
         return Features(
             rows_E=np.array([row for bag in bags for row in bag], np.int64),
             nodes_E=np.repeat(np.arange(len(order)), sizes),
             sources_L=ends[:, 0],
             targets_L=ends[:, 1],
             num_nodes=len(order),
+            file_rows_F=np.array(loaded, np.int64),
+            file_shares_F=np.array(shares, np.float32),
         )
 
     def heirs(self, older: Vocabulary) -> dict[int, list[int]]:

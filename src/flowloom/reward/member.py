@@ -5,8 +5,8 @@ public. Ours:
 1. each render is a row of its own, so a cell with more seeds weighs more, as it should: its mean is
    better known;
 2. a workflow is one vector per node, not one per token; 3. members differ in weights and order,
-   without bootstrap;
-4. each prompt is encoded once per group of its rows, and groups of like size share a batch.
+   without bootstrap; 4. what file suits what word is solved in closed form first (`wide`);
+5. each prompt is encoded once per group of its rows, and groups of like size share a batch.
 
 One process: flowloom run train_reward --recipe demo --set member=0
 
@@ -32,6 +32,7 @@ from flowloom.dataset.tokenizer import WordTokenizer
 from flowloom.reward.config import NetworkConfig, RewardConfig
 from flowloom.reward.features import Features, FeatureTable
 from flowloom.reward.network import Batch, Network
+from flowloom.reward.wide import fit_wide
 from flowloom.runs import Run, write_json
 from flowloom.workflow import Catalogue, Vocabulary, Workflow
 
@@ -100,8 +101,16 @@ def train_reward(
     ids_PL = encode_prompts(tokenizer, rows.prompts, config.network)
     torch.manual_seed(_seed(config, 0))
     network = Network(config.network, len(tokenizer), table.num_rows, config.dropout)
+    if config.wide_penalty is not None:
+        network.wide.copy_(
+            fit_wide(
+                ids_PL, rows.prompt_of_R, rows.workflows, rows.workflow_of_R, targets_R,
+                tuple(network.wide.shape), config.wide_penalty,
+            )
+        )  # fmt: skip
+    trained = [weight for weight in network.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(
-        network.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
+        trained, lr=config.lr, weight_decay=config.weight_decay, fused=True
     )
 
     # Resume.
@@ -134,7 +143,7 @@ def train_reward(
             raise FloatingPointError(f"train_reward: loss is {value} at step {step}")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), config.grad_clip)
+        torch.nn.utils.clip_grad_norm_(trained, config.grad_clip)
         optimizer.param_groups[0]["lr"] = config.lr * rate(config, step)
         optimizer.step()
 

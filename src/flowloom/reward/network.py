@@ -3,9 +3,10 @@
     prompt    words + positions -> one self-attention block                    once per prompt
     node      sum of its rows; + A mean(nodes that feed it) + B mean(nodes that it feeds)
     block     nodes attend to nodes and prompt words; MLP
-    head      MLP of [sum over nodes, mean over prompt words]
+    head      MLP of [sum over nodes, mean over prompt words] + wide weights of (file, word)
 
-Shapes: P prompts, B workflows (rows), L prompt words, N nodes, E entries, D width.
+Shapes: P prompts, B workflows (rows), L prompt words, N nodes, E entries, F files, D width,
+W words and R rows known.
 """
 
 from __future__ import annotations
@@ -37,6 +38,12 @@ class Batch:
     """Mean over sources: `[b, target, source]` is 1 / number of links into target."""
     fed_BNN: Tensor
     """Mean over targets: `[b, source, target]` is 1 / number of links out of source."""
+    workflow_of_F: Tensor
+    """Workflow of each file."""
+    file_rows_F: Tensor
+    """Its table row."""
+    file_shares_F: Tensor
+    """Its share."""
 
     @staticmethod
     def of(workflows: Sequence[Features]) -> Batch:
@@ -58,6 +65,9 @@ class Batch:
             torch.from_numpy(
                 (links_BNN / np.maximum(links_BNN.sum(1, keepdims=True), 1)).swapaxes(1, 2).copy()
             ),
+            torch.from_numpy(np.repeat(np.arange(B), [len(w.file_rows_F) for w in workflows])),
+            torch.from_numpy(np.concatenate([w.file_rows_F for w in workflows])),
+            torch.from_numpy(np.concatenate([w.file_shares_F for w in workflows])),
         )
 
 
@@ -107,6 +117,8 @@ class Network(nn.Module):
         self.from_sources = nn.Linear(D, D, bias=False)
         self.from_targets = nn.Linear(D, D, bias=False)
         self.blocks = nn.ModuleList(Block(config, dropout) for _ in range(config.num_layers))
+        # Solved before training (`wide`), not trained.
+        self.wide = nn.Parameter(torch.zeros(num_rows, num_words), requires_grad=False)
         self.norm = nn.LayerNorm(2 * D)
         self.dropout = nn.Dropout(dropout)
         self.up = nn.Linear(2 * D, config.mlp_ratio * D)
@@ -151,4 +163,14 @@ class Network(nn.Module):
         pooled_BD = (x_BND * present_BN1).sum(1)
         joined = self.norm(torch.cat([pooled_BD, summary_PD[prompt_of_B]], 1))
         hidden = F.relu(self.up(self.dropout(joined))).square()
-        return self.out(hidden).squeeze(1)
+        return self.out(hidden).squeeze(1) + self.wide_part(ids_PL, prompt_of_B, batch)
+
+    def wide_part(self, ids_PL: Tensor, prompt_of_B: Tensor, batch: Batch) -> Tensor:
+        """Wide weights of a workflow's files with the words of its prompt, by share, `[B]`."""
+        # Words count once; word 0 is in every prompt.
+        has_PW = torch.zeros(len(ids_PL), self.wide.shape[1]).scatter_(1, ids_PL, 1.0)
+        has_PW[:, PAD_ID] = 1.0
+        by_row_PR = has_PW @ self.wide.T
+        values_F = by_row_PR[prompt_of_B[batch.workflow_of_F], batch.file_rows_F]
+        parts_F = values_F * batch.file_shares_F
+        return torch.zeros(len(prompt_of_B)).index_add_(0, batch.workflow_of_F, parts_F)
