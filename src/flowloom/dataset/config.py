@@ -21,13 +21,16 @@ class PromptsConfig:
     """Prompts of the calibration split."""
     num_test: int = 320
     """Held-out prompts in `prompts.json`, for evaluation."""
+    num_unrendered: int = 2000
+    """Train prompts in `unrendered_prompts.json`, for policy optimisation: a policy that sees the
+    same few prompts again and again keys on their wording."""
     seed: int = 0
     """Seed of the lists."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
         check(bool(self.kinds), "kinds", self.kinds, "at least one kind")
-        for name in ("num_train", "num_calibration", "num_test"):
+        for name in ("num_train", "num_calibration", "num_test", "num_unrendered"):
             check(getattr(self, name) >= 1, name, getattr(self, name), ">= 1")
 
 

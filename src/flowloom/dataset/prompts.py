@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -54,6 +54,22 @@ def draw_prompts(split: str, num: int, kinds: Sequence[str], seed: int) -> list[
     return in_turn[:num]
 
 
+def draw_unrendered(num: int, kinds: Sequence[str], seed: int) -> list[PromptSpec]:
+    """Draw train prompts for policy optimisation, which renders nothing and so may have many.
+
+    Args:
+        num: How many; a kind with fewer different prompts repeats them.
+        kinds: Kinds to take in turn, each as often as the others.
+        seed: Seed of the list.
+    """
+    per_kind = -(-num // len(kinds))
+    columns = []
+    for place, kind in enumerate(kinds):
+        found = list(_different("train", per_kind, kind, (seed, len(SPLITS), place)))
+        columns.append([found[k % len(found)] for k in range(per_kind)])
+    return [spec for specs in zip(*columns, strict=True) for spec in specs][:num]
+
+
 def concept_of(spec: PromptSpec) -> Concept:
     """What prompts share that want the same workflows: kind, families, few or many."""
     concepts = prompt_concepts(spec)
@@ -63,17 +79,25 @@ def concept_of(spec: PromptSpec) -> Concept:
 
 
 def _draw_kind(split: str, num: int, kind: str, seed: tuple[int, ...]) -> list[PromptSpec]:
+    found = list(_different(split, num, kind, seed))
+    if len(found) < num:
+        raise ValueError(
+            f"prompts: got {len(found)} of kind {kind!r} in the split {split!r}, expected {num}"
+        )
+    return found
+
+
+def _different(
+    split: str, num: int, kind: str, seed: tuple[int, ...]
+) -> Iterator[PromptSpec]:
+    """Up to `num` prompts of a kind and split, each once, until no new one turns up."""
     rng = np.random.default_rng(seed)
-    found: dict[str, PromptSpec] = {}
+    known: set[str] = set()
     tries = 0
-    while len(found) < num:
+    while len(known) < num and tries <= _MAX_TRIES:
         spec = sample_prompt(rng, kinds=(kind,))
         tries += 1
-        if split_of(spec) == split and spec.text not in found:
-            found[spec.text] = spec
+        if split_of(spec) == split and spec.text not in known:
+            known.add(spec.text)
             tries = 0
-        elif tries > _MAX_TRIES:
-            raise ValueError(
-                f"prompts: got {len(found)} of kind {kind!r} in the split {split!r}, expected {num}"
-            )
-    return list(found.values())
+            yield spec

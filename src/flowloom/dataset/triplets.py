@@ -22,11 +22,12 @@ import pyarrow as pa
 
 from flowloom.dataset.config import BuildTripletsConfig
 from flowloom.dataset.plan import Cell, Plan, Rendered
-from flowloom.dataset.prompts import draw_prompts
+from flowloom.dataset.prompts import draw_prompts, draw_unrendered
 from flowloom.dataset.tables import read_table, write_table
 from flowloom.render.engine import RenderJob, RenderResult, batch_key
 from flowloom.render.pool import RenderPool
 from flowloom.runs import Run, write_json
+from flowloom.shapes.prompts import PromptSpec
 from flowloom.workflow import Catalogue, Workflow
 
 SHARD = pa.schema(
@@ -78,7 +79,7 @@ def build_triplets(
     Args:
         config: What to render.
         run: Run folder; `out` gets `triplets.parquet`, `prompts.json` (held-out prompts),
-            `best_fixed.json` (a template) and `card.json`.
+            `unrendered_prompts.json` (train prompts for policy optimisation), `best_fixed.json` (a template) and `card.json`.
         catalogue: Folder that `publish_generator` wrote.
         pairs: Folder of `build_pairs`; its first pairs of each prompt are the random cells.
 
@@ -115,8 +116,9 @@ def build_triplets(
     write_json(run.out / "best_fixed.json", best.to_api())
     lists = config.prompts
     held_out = draw_prompts("test", lists.num_test, lists.kinds, lists.seed)
-    prompts = [{"prompt": spec.text, "kind": spec.kind} for spec in held_out]
-    write_json(run.out / "prompts.json", prompts)
+    write_json(run.out / "prompts.json", _as_rows(held_out))
+    unrendered = draw_unrendered(lists.num_unrendered, lists.kinds, lists.seed)
+    write_json(run.out / "unrendered_prompts.json", _as_rows(unrendered))
     write_json(run.out / "card.json", _card(rows, panel, facts, len(held_out)))
     run.log(f"best fixed: {panel[0]['mean']:.3f} over {panel[0]['num_renders']} renders")
     train = [split == "train" for split in rows["split"]]
@@ -171,6 +173,15 @@ def load_pairs(path: str | Path) -> dict[str, list[Workflow]]:
 def load_prompts(path: str | Path) -> list[dict[str, str]]:
     """Held-out prompts, `[{"prompt", "kind"}]`, kinds in turn: any prefix is balanced."""
     return json.loads((Path(path) / "prompts.json").read_text())
+
+
+def load_unrendered_prompts(path: str | Path) -> list[dict[str, str]]:
+    """Train prompts that no triplet need have, `[{"prompt", "kind"}]`, kinds in turn."""
+    return json.loads((Path(path) / "unrendered_prompts.json").read_text())
+
+
+def _as_rows(specs: Sequence[PromptSpec]) -> list[dict[str, str]]:
+    return [{"prompt": spec.text, "kind": spec.kind} for spec in specs]
 
 
 def _render_round(

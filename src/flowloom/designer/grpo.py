@@ -42,7 +42,7 @@ def train_grpo(
         config: Its configuration.
         run: Run folder; `out` becomes an adapter folder.
         catalogue: Folder of `publish_generator`.
-        triplets: Folder of `build_triplets`; only its train prompts are used.
+        triplets: Folder of `build_triplets`; only its unrendered train prompts are used.
         designer: Designer folder of `train_sft`: start and reference.
         reward: Ensemble folder of `calibrate_reward`.
 
@@ -61,8 +61,7 @@ def train_grpo(
     vocabulary = Vocabulary.from_json(json.loads((designer / VOCABULARY_FILE).read_text()))
     grammar = Grammar(installed, vocabulary, policy.config.num_workflow_tokens)
     scorer = CachedReward(Ensemble.load(reward))
-    rows = triplet_data.load(triplets, "train")
-    prompts = sorted(set(rows["prompt"]))
+    prompts = [row["prompt"] for row in triplet_data.load_unrendered_prompts(triplets)]
 
     # Build
     policy.embedding.requires_grad_(False)
