@@ -4,6 +4,7 @@ kfp streams every step's output to the console and keeps none of it. Here each s
 of its own in the turn's folder, and the console gets two lines per step.
 """
 
+import builtins
 import contextlib
 import json
 import logging
@@ -162,7 +163,7 @@ def follower(turn: Turn) -> Iterator[Callable[[], None]]:
 def _quiet(log_path: Path) -> Iterator[None]:
     """Send what kfp itself prints and logs to a file."""
     root = logging.getLogger()
-    level, handlers = root.level, root.handlers[:]
+    level, handlers, original_print = root.level, root.handlers[:], builtins.print
     with log_path.open("w") as log, contextlib.redirect_stdout(log), warnings.catch_warnings():
         # kfp warns of images whose name has no "python" in it, and of resources of a cluster.
         warnings.filterwarnings("ignore", category=UserWarning, module=r"kfp\.local")
@@ -170,6 +171,7 @@ def _quiet(log_path: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            # kfp swaps the handlers itself, but two threads at a time confuse it.
+            # kfp swaps these and swaps them back, but two threads at a time leave its own there.
             root.setLevel(level)
             root.handlers[:] = handlers
+            builtins.print = original_print

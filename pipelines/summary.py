@@ -30,7 +30,8 @@ def show(console: Console, turn: Turn, steps: Sequence[Step], total: float, befo
     _comparison(console, json.loads((evaluation / "evaluation.json").read_text()))
     decision = json.loads((Path(records["promote"]["out"]) / "decision.json").read_text())
     _verdict(console, decision)
-    _places(console, turn, evaluation, Path(records["report"]["out"]) / "report.html")
+    report = Path(records["report"]["out"]) / "report.html"
+    _places(console, turn, evaluation, report, decision["promoted"] or turn.champion is not None)
 
 
 def start_up_share(
@@ -96,7 +97,11 @@ def _verdict(console: Console, decision: dict[str, Any]) -> None:
         console.print(f"  {Check(**check)}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _places(console: Console, turn: Turn, evaluation: Path, report: Path) -> None:
+def _places(
+    console: Console, turn: Turn, evaluation: Path, report: Path, has_champion: bool
+) -> None:
+    # Without a champion, what was trained can still be tried.
+    model = "" if has_champion else " --model models:/flow-designer@candidate"
     pair = picture_pair(evaluation)
     lines = [("report", report.as_uri())]
     if pair:
@@ -110,7 +115,7 @@ def _places(console: Console, turn: Turn, evaluation: Path, report: Path) -> Non
     lines += [
         ("runs", f"mlflow ui --backend-store-uri {tracking.tracking_uri()}"),
         ("logs", str(turn.dir / "logs")),
-        ("try", 'flowloom design "three red circles" --render --out out'),
+        ("try", f'flowloom design "three red circles"{model} --render --out out'),
         ("", "python -m pipelines run continuous_training --new-turn"),
     ]
     console.print()

@@ -132,7 +132,9 @@ def test_the_summary_says_who_won_and_what_to_do_next(turn, tmp_path):
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
 
     def shown(checks):
-        (tmp_path / "decision.json").write_text(json.dumps({"checks": checks}))
+        (tmp_path / "decision.json").write_text(
+            json.dumps({"checks": checks, "promoted": not checks})
+        )
         console = Console(file=io.StringIO(), width=200)
         steps = [local.Step(name, 1.5, False) for name in ("evaluate", "promote", "report")]
         summary.show(console, turn, steps, total=6.0, before=0.5)
@@ -146,7 +148,10 @@ def test_the_summary_says_who_won_and_what_to_do_next(turn, tmp_path):
     assert "flowloom design" in text
     assert "report.html" in text
     assert "33 %" in text  # (0.5 + 4.5 - 3) / 6
-    assert "valid designs: 4999 = 5000: FAILS" in shown([check])
+    assert "--model" not in text
+    held = shown([check])
+    assert "valid designs: 4999 = 5000: FAILS" in held
+    assert "--model models:/flow-designer@candidate" in held
 
 
 @pytest.mark.parametrize(
