@@ -1,13 +1,13 @@
 """A stage's run folder: frozen inputs in, one digested artifact out, resumed by the same command.
 
-    .flowloom/runs/<stage>/<key>/
-        config.json      resolved configuration, inputs and code digest: what the key is made of
-        metrics.jsonl    one object per logged step
-        log.txt
-        work/            checkpoints and shards of an unfinished run; not part of the artifact
-        out/             the artifact; appears whole or not at all
-        result.json      final metrics and the artifact's digest; written last: the run is done
-        timing.json      measured seconds: a sidecar, since nothing that varies enters `out`
+.flowloom/runs/<stage>/<key>/
+    config.json      resolved configuration, inputs and code digest: what the key is made of
+    metrics.jsonl    one object per logged step
+    log.txt
+    work/            checkpoints and shards of an unfinished run; not part of the artifact
+    out/             the artifact; appears whole or not at all
+    result.json      final metrics and the artifact's digest; written last: the run is done
+    timing.json      measured seconds: a sidecar, since nothing that varies enters `out`
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from flowloom.config import to_dict
 
 
 def home() -> Path:
-    """The folder of runs, store and tracking: `FLOWLOOM_HOME`, else `.flowloom` where one stands."""
+    """Folder of runs, store and tracking: `FLOWLOOM_HOME`, else `.flowloom` where one stands."""
     return Path(os.environ.get("FLOWLOOM_HOME", ".flowloom")).absolute()
 
 
@@ -167,9 +167,7 @@ class Run:
     def result(self, cached: bool = True) -> StageResult:
         """The finished run's result."""
         record = json.loads((self.dir / "result.json").read_text())
-        return StageResult(
-            self.stage, self._final_out, record["digest"], record["metrics"], cached
-        )
+        return StageResult(self.stage, self._final_out, record["digest"], record["metrics"], cached)
 
 
 def data_md5() -> str | None:

@@ -12,6 +12,7 @@ from flowloom.dataset.tables import write_table
 from flowloom.dataset.tokenizer import WordTokenizer
 from flowloom.dataset.triplets import SCHEMA as TRIPLETS_SCHEMA
 from flowloom.designer.policy import Policy
+from flowloom.runs import write_json
 from flowloom.workflow import Catalogue, Grammar, decode, random_workflows
 from tests.designer.tiny import CLASSES, PROMPTS, TINY
 
@@ -66,4 +67,6 @@ def inputs(tmp_path_factory, catalogue, grammar):
             for name in triplets:
                 triplets[name].append(values.get(name, 0))
     write_table(root / "triplets" / "triplets.parquet", triplets, TRIPLETS_SCHEMA)
+    listed = [{"prompt": prompt, "kind": "single"} for prompt in PROMPTS]
+    write_json(root / "triplets" / "unrendered_prompts.json", listed)
     return {name: root / name for name in ("catalogue", "pairs", "triplets")}

@@ -87,9 +87,7 @@ def _draw_kind(split: str, num: int, kind: str, seed: tuple[int, ...]) -> list[P
     return found
 
 
-def _different(
-    split: str, num: int, kind: str, seed: tuple[int, ...]
-) -> Iterator[PromptSpec]:
+def _different(split: str, num: int, kind: str, seed: tuple[int, ...]) -> Iterator[PromptSpec]:
     """Up to `num` prompts of a kind and split, each once, until no new one turns up."""
     rng = np.random.default_rng(seed)
     known: set[str] = set()

@@ -79,7 +79,8 @@ def build_triplets(
     Args:
         config: What to render.
         run: Run folder; `out` gets `triplets.parquet`, `prompts.json` (held-out prompts),
-            `unrendered_prompts.json` (train prompts for policy optimisation), `best_fixed.json` (a template) and `card.json`.
+            `unrendered_prompts.json` (train prompts for policy optimisation), `best_fixed.json` (a
+            template) and `card.json`.
         catalogue: Folder that `publish_generator` wrote.
         pairs: Folder of `build_pairs`; its first pairs of each prompt are the random cells.
 

@@ -79,7 +79,7 @@ class GRPOConfig:
 
     seed: int = 0
     """Seed of prompts and designs; step s draws from (seed, s) alone."""
-    num_steps: int = 48
+    num_steps: int = 96
     """Rollouts; each is followed by `num_minibatches` updates."""
     prompts_per_step: int = 32
     """Groups per rollout."""
@@ -87,7 +87,7 @@ class GRPOConfig:
     """Designs per group: the advantage compares a design with its group's mean."""
     num_minibatches: int = 8
     """Updates per rollout; whole groups go to one minibatch."""
-    lr: float = 3e-3
+    lr: float = 1e-3
     """Learning rate of AdamW over all weights but the embeddings."""
     warmup_steps: int = 2
     """Rollouts over which the learning rate rises linearly."""

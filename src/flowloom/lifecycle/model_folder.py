@@ -40,6 +40,7 @@ def build_model_folder(out: Path, parts: Mapping[str, Path]) -> None:
     Raises:
         ValueError: If a part or a file of it is missing.
     """
+    from flowloom.designer.baselines import stored_policies
     from flowloom.workflow.catalogue import Catalogue
 
     for name in PARTS:
@@ -56,11 +57,7 @@ def build_model_folder(out: Path, parts: Mapping[str, Path]) -> None:
     _copy(parts["evaluation"] / "evaluation.json", out)
 
     evaluation = json.loads((out / "evaluation.json").read_text())
-    policies = {
-        "best_fixed": _read_json(parts["triplets"] / "best_fixed.json"),
-        "retrieval": _retrieval(parts["triplets"]),
-    }
-    write_json(out / "policies.json", policies)
+    write_json(out / "policies.json", stored_policies(parts["triplets"]))
     made_from = {name: input_digest(parts[name]) for name in PARTS}
     record: dict[str, Any] = {
         "layout": Layout().version,
@@ -73,25 +70,6 @@ def build_model_folder(out: Path, parts: Mapping[str, Path]) -> None:
         record["guidance"] = evaluation["guidance"]
     write_json(out / "config.json", record)
     (out / "card.md").write_text(_card(record, evaluation))
-
-
-def _retrieval(triplets: Path) -> dict[str, list[Any]]:
-    """Train prompts, each with the template that scored best on it (posterior mean of its cell)."""
-    from flowloom.dataset.triplets import load
-    from flowloom.designer.selection import shrunk_means
-
-    columns = load(triplets, "train")
-    templates = dict(zip(columns["fingerprint"], columns["workflow"], strict=True))
-    means = shrunk_means(
-        columns["prompt"], columns["kind"], columns["fingerprint"], columns["score"]
-    )
-    best: dict[str, tuple[float, str]] = {}
-    for (prompt, fingerprint), mean in means.items():
-        # Equal means go by fingerprint: the choice depends on nothing else.
-        best[prompt] = max(best.get(prompt, (mean, fingerprint)), (mean, fingerprint))
-    prompts = sorted(best)
-    workflows = [json.loads(templates[best[prompt][1]]) for prompt in prompts]
-    return {"prompts": prompts, "workflows": workflows}
 
 
 def _card(record: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
@@ -121,12 +99,6 @@ def _card(record: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     lines += [f"- {name}: `{digest}`" for name, digest in sorted(record["made_from"].items())]
     lines += [f"- catalogue hash: `{record['catalogue']}`", f"- data: `{record['data']}`", ""]
     return "\n".join(lines)
-
-
-def _read_json(path: Path) -> Any:
-    if not path.is_file():
-        raise ValueError(f"register: got no {path.name} in {str(path.parent)!r}, expected the file")
-    return json.loads(path.read_text())
 
 
 def _copy(source: Path, folder: Path) -> None:

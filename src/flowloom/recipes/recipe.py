@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+# The defaults are frozen, so that instances may share them.
+# ruff: noqa: RUF009
 import dataclasses
 
 from flowloom.dataset.config import BuildPairsConfig, BuildTripletsConfig

@@ -148,7 +148,7 @@ class Ensemble:
         order = np.argsort([w.num_nodes for w in workflows], kind="stable")
         for first in range(0, len(order), BATCH_SIZE):
             rows = order[first : first + BATCH_SIZE]
-            different = list(dict.fromkeys(prompts[row] for row in rows))
+            different: list[str] = list(dict.fromkeys(prompts[row] for row in rows))
             number = {text: k for k, text in enumerate(different)}
             prompt_of_B = torch.tensor([number[prompts[row]] for row in rows])
             batch = Batch.of([workflows[row] for row in rows])

@@ -105,7 +105,7 @@ def train_reward(
         network.wide.copy_(
             fit_wide(
                 ids_PL, rows.prompt_of_R, rows.workflows, rows.workflow_of_R, targets_R,
-                tuple(network.wide.shape), config.wide_penalty,
+                (table.num_rows, len(tokenizer)), config.wide_penalty,
             )
         )  # fmt: skip
     trained = [weight for weight in network.parameters() if weight.requires_grad]
