@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from flowloom.dataset.config import DEMO_KINDS
-from flowloom.dataset.prompts import SPLITS, concept_of, draw_prompts, split_of
+from flowloom.dataset.prompts import SPLITS, concept_of, draw_prompts, draw_unrendered, split_of
 from flowloom.shapes.prompts import KINDS, parse
 from flowloom.shapes.prompts import split_of as holdout_of
 
@@ -37,6 +37,18 @@ def test_lists_are_balanced_different_and_repeatable(lists):
     other = draw_prompts("train", 120, DEMO_KINDS, 1)
     assert {s.text for s in other} != {s.text for s in lists["train"]}
     assert all(draw_prompts(split, 12, KINDS, 0) for split in SPLITS)
+
+
+def test_unrendered_prompts_are_many_and_of_the_train_split():
+    specs = draw_unrendered(1200, DEMO_KINDS, 0)
+    assert len(specs) == 1200
+    assert {split_of(spec) for spec in specs} == {"train"}
+    assert Counter(spec.kind for spec in specs) == dict.fromkeys(DEMO_KINDS, 300)
+    # "single" has fewer wordings than that and repeats them.
+    singles = [spec.text for spec in specs if spec.kind == "single"]
+    counts = Counter(singles).values()
+    assert max(counts) - min(counts) <= 1
+    assert len({spec.text for spec in specs}) > 1000
 
 
 def test_concepts():
