@@ -135,7 +135,7 @@ def test_artifact(world, tmp_path):
 
 
 def test_reward_rises(world, tmp_path):
-    config = dataclasses.replace(CONFIG, num_epochs=12, pairs_per_epoch=8, lr=1e-3, kl_coef=0.0)
+    config = dataclasses.replace(CONFIG, num_epochs=15, pairs_per_epoch=8, lr=3e-3, kl_coef=0.0)
     metrics = fdfo.tune_generator(config, start(tmp_path / "run"))
     assert metrics["generator/tuned_score_after"] > metrics["generator/tuned_score_before"] + 0.02
 
