@@ -19,7 +19,7 @@ class GateConfig:
     """Unrendered designs that must have been checked; all must be valid and decodable."""
     min_unique_frac: float = 0.002
     """Distinct designs among them, at least this share."""
-    max_kind_drop: float = 0.1
+    max_kind_drop: float = 0.05
     """No kind of prompt may score lower than the opponent's by more than this."""
 
     def __post_init__(self) -> None:

@@ -29,7 +29,9 @@ def demo() -> Recipe:
         tune_generator=TuneGeneratorConfig(
             prompts=TunedPromptsConfig(kinds=("single", "colors")),
             card="the base tuned by FDFO for single objects, with or without a colour",
-        )
+        ),
+        # A kind has 48 prompts here, and its mean a standard error of about .05.
+        promote=GateConfig(max_kind_drop=0.1),
     )
 
 
