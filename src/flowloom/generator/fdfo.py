@@ -63,6 +63,7 @@ def tune_generator(config: TuneGeneratorConfig, run: Run) -> dict[str, float]:
     store = ModelStore.open(None)
     base = store.checkpoint(config.base)
     base_file = store.catalogue.file(FOLDER, config.base)
+    assert base_file is not None, "the store has just loaded it"
     rubric = get_rubric(config.rubric)
 
     # Build the tuned copy, its optimiser and the held-out prompts.
@@ -170,7 +171,7 @@ def update(
             np.stack([units % num_pairs * 2, units % num_pairs * 2 + 1], 1).ravel()
         )
         x_BCHW, t_B = paths.states_TBCHW[steps, rows], paths.times_T[steps]
-        texts = [prompts_B[row] for row in rows.tolist()]
+        texts = [prompts_B[int(row)] for row in rows.tolist()]
         v_BCHW = flow.velocity(x_BCHW, t_B, texts)
         log_rho_B = pairs.log_ratio(v_BCHW, paths.velocities_TBCHW[steps, rows], d_BCHW[rows])
         loss = pairs.surrogate(log_rho_B, dR_B[rows], c_B[rows]).mean()
@@ -246,7 +247,7 @@ def draw(flow: Velocity, prompts: Sequence[str], noise_BCHW: Tensor, times: list
         texts, noise = prompts[first : first + 32], noise_BCHW[first : first + 32]
 
         def velocity(x, t, rows, texts=texts):
-            return flow.velocity(x, t, [texts[row] for row in rows.tolist()])
+            return flow.velocity(x, t, [texts[int(row)] for row in rows.tolist()])
 
         pictures.append(sample(velocity, noise, [times] * len(texts), "euler"))
     return torch.cat(pictures)
@@ -306,7 +307,7 @@ def draw_grid(config: TuneGeneratorConfig, model, held_out: Sequence[str], path:
         simple_schedule(config.serve_steps),
     )
     rows = images_BCHW.numpy().reshape(len(prompts), GRID_SEEDS, *SHAPE)
-    write_grid(path, prompts, rows)
+    write_grid(path, prompts, [list(row) for row in rows])
 
 
 def _noise(seed: int) -> Tensor:

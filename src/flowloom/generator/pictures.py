@@ -36,6 +36,8 @@ def write_grid(
         top = index // num_columns * cell_height + _GAP
         pen.text((left, top), prompt, fill="black")
         for column, image in enumerate(images):
-            picture = Image.fromarray(to_uint8(image)).resize((width, height), Image.NEAREST)
+            picture = Image.fromarray(to_uint8(image)).resize(
+                (width, height), Image.Resampling.NEAREST
+            )
             canvas.paste(picture, (left + column * (width + _GAP), top + _LINE))
     canvas.save(path)

@@ -147,8 +147,8 @@ class Ensemble:
         predicted_KB = np.empty((len(self.networks), len(prompts)))
         order = np.argsort([w.num_nodes for w in workflows], kind="stable")
         for first in range(0, len(order), BATCH_SIZE):
-            rows = order[first : first + BATCH_SIZE]
-            different: list[str] = list(dict.fromkeys(prompts[row] for row in rows))
+            rows: list[int] = order[first : first + BATCH_SIZE].tolist()
+            different = list(dict.fromkeys(prompts[row] for row in rows))
             number = {text: k for k, text in enumerate(different)}
             prompt_of_B = torch.tensor([number[prompts[row]] for row in rows])
             batch = Batch.of([workflows[row] for row in rows])
