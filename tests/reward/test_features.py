@@ -190,3 +190,23 @@ def test_extension_keeps_rows_and_names_heirs(table, catalogue, vocabulary):
     }
     tokens = encode(Workflow.from_api(api("new.safetensors")), wide.codec).tokens
     assert wide.row_of_pair[field, ids["new.safetensors"]] in wide.of_tokens(tokens).rows_E
+
+
+def test_files_share_their_input(table, vocabulary):
+    two = api()
+    two["8"] = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "b.safetensors"}}
+    two["5"]["inputs"]["model"] = ["8", 0]
+    twice = api()
+    twice["8"] = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "a.safetensors"}}
+    twice["5"]["inputs"]["model"] = ["8", 0]
+    field = vocabulary.field_index["CheckpointLoaderSimple", "ckpt_name"]
+    ids = {token.value: k for k, token in enumerate(vocabulary.tokens) if token.group == "file"}
+    rows = [table.row_of_pair[field, ids[name]] for name in ("a.safetensors", "b.safetensors")]
+    for graph, files, shares in (
+        (api(), rows[:1], [1.0]),
+        (two, rows, [0.5, 0.5]),
+        (twice, rows[:1], [1.0]),
+    ):
+        features = table.of_workflow(Workflow.from_api(graph))
+        assert features.file_rows_F.tolist() == sorted(files)
+        assert features.file_shares_F.tolist() == shares
