@@ -46,6 +46,15 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(partial, path)
 
 
+def write_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a training checkpoint so that a kill leaves the old or the new one."""
+    import torch
+
+    partial = path.with_name(path.name + ".partial")
+    torch.save(dict(state), partial)
+    os.replace(partial, path)
+
+
 def file_md5(path: Path) -> str:
     """MD5 of a file, the digest DVC uses."""
     with path.open("rb") as file:

@@ -162,15 +162,15 @@ def test_learns_what_depends_on_prompt_and_workflow(trained, ensemble):
 def test_same_bytes_and_resume(world, trained, tmp_path, monkeypatch):
     members, folder, metrics = trained
     # Interrupted between checkpoints, then finished by the same call.
-    save, calls = member_module._save_atomically, []
+    save, calls = member_module.write_state, []
 
-    def killed(state, path):
-        save(state, path)
+    def killed(path, state):
+        save(path, state)
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(member_module, "_save_atomically", killed)
+    monkeypatch.setattr(member_module, "write_state", killed)
     with pytest.raises(KeyboardInterrupt):
         train(world, tmp_path / "run")
     again, _ = train(world, tmp_path / "run")

@@ -27,9 +27,9 @@ from flowloom.designer.config import GRPOConfig
 from flowloom.designer.guidance import masked_entropy, masked_kl
 from flowloom.designer.policy import VOCABULARY_FILE, Policy
 from flowloom.designer.rollout import choice_logprobs, rollout
-from flowloom.designer.sft import is_valid, save_state
+from flowloom.designer.sft import is_valid
 from flowloom.reward.ensemble import Ensemble
-from flowloom.runs import Run
+from flowloom.runs import Run, write_state
 from flowloom.workflow import Catalogue, Grammar, Vocabulary, decode
 
 
@@ -154,10 +154,9 @@ def train_grpo(
 
         # Save
         if (step + 1) % config.checkpoint_every == 0:
-            save_state(
-                checkpoint, policy=policy, optimizer=optimizer, step=step + 1, history=history,
-                rewards=scorer.known,
-            )  # fmt: skip
+            state = {"policy": policy.state_dict(), "optimizer": optimizer.state_dict()}
+            state |= {"step": step + 1, "history": history, "rewards": scorer.known}
+            write_state(checkpoint, state)
 
     policy.save_adapter(run.out, designer)
     last = history[-5:]

@@ -15,7 +15,6 @@ Shapes: B sequences of a batch, T tokens, N choices in it, L prompt positions.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -30,7 +29,7 @@ from flowloom.designer.config import SFTConfig
 from flowloom.designer.policy import VOCABULARY_FILE, Policy
 from flowloom.designer.rollout import Sequences, choice_logprobs, replay, rollout
 from flowloom.designer.selection import best_cells, shrunk_means
-from flowloom.runs import Run, write_json
+from flowloom.runs import Run, write_json, write_state
 from flowloom.workflow import Catalogue, Grammar, Vocabulary, Workflow, decode, encode, validate
 
 POOL_BATCHES = 8
@@ -133,7 +132,8 @@ def train_sft(
 
         # Save
         if (step + 1) % config.checkpoint_every == 0:
-            save_state(checkpoint, policy=policy, optimizer=optimizer, step=step + 1, losses=losses)
+            state = {"policy": policy.state_dict(), "optimizer": optimizer.state_dict()}
+            write_state(checkpoint, {**state, "step": step + 1, "losses": losses})
 
     policy.save(run.out)
     write_json(run.out / VOCABULARY_FILE, vocabulary.to_json())
@@ -146,14 +146,6 @@ def train_sft(
     metrics.update({f"sft/{name}": value for name, value in sampled.items()})
     run.log(f"samples: {sampled['valid_frac']:.3f} valid, {sampled['unique_frac']:.3f} distinct")
     return metrics
-
-
-def save_state(path: Path, *, policy: Policy, optimizer: torch.optim.Optimizer, **more) -> None:
-    """Write a checkpoint so that a kill leaves the old or the new one."""
-    state = {"policy": policy.state_dict(), "optimizer": optimizer.state_dict(), **more}
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
 
 
 def is_valid(workflow: Workflow, catalogue: Catalogue) -> bool:

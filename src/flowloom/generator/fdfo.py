@@ -37,7 +37,7 @@ from flowloom.generator.pictures import write_grid
 from flowloom.generator.velocity import ShapesFlow, Velocity
 from flowloom.render.models import ModelStore, file_record
 from flowloom.render.sampling import sample, simple_schedule
-from flowloom.runs import Run, write_json
+from flowloom.runs import Run, write_json, write_state
 from flowloom.score.rubric import Rubric, get_rubric
 from flowloom.shapes import prompts as language
 from flowloom.shapes.model import load, save
@@ -122,7 +122,7 @@ def tune_generator(config: TuneGeneratorConfig, run: Run) -> dict[str, float]:
         if done % config.checkpoint_every == 0 or done == config.num_epochs:
             state = {"epoch": done, "curve": curve, "before": before}
             state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            _save_atomically(state, state_path)
+            write_state(state_path, state)
             run.log(f"epoch {done} of {config.num_epochs}: reward {logged['train/reward']:.3f}")
 
     # Write the checkpoint as it will be loaded, and judge that.
@@ -317,9 +317,3 @@ def _noise(seed: int) -> Tensor:
 def _check_finite(value: Tensor, what: str, epoch: int, step: int) -> None:
     if not torch.isfinite(value):
         raise FloatingPointError(f"{what}: got {float(value)} at epoch {epoch}, step {step}")
-
-
-def _save_atomically(state: dict, path: Path) -> None:
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)

@@ -33,7 +33,7 @@ from flowloom.reward.config import NetworkConfig, RewardConfig
 from flowloom.reward.features import Features, FeatureTable
 from flowloom.reward.network import Batch, Network
 from flowloom.reward.wide import fit_wide
-from flowloom.runs import Run, write_json
+from flowloom.runs import Run, write_json, write_state
 from flowloom.workflow import Catalogue, Vocabulary, Workflow
 
 WEIGHTS_FILE, RECORD_FILE = "member.safetensors", "member.json"
@@ -155,7 +155,7 @@ def train_reward(
             run.metric(done, {"train/loss": recent})
             run.log(f"step {done} of {config.num_steps}: loss {recent:.3f}")
             state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
-            _save_atomically({**state, "step": done, "losses": losses}, state_path)
+            write_state(state_path, {**state, "step": done, "losses": losses})
 
     # Write the member, and what its inputs mean.
     safetensors.torch.save_file(network.state_dict(), run.out / WEIGHTS_FILE)
@@ -250,9 +250,3 @@ def _index(values: Sequence[str]) -> dict[str, int]:
 
 def _seed(config: RewardConfig, draw: int) -> int:
     return int(np.random.default_rng((config.seed, config.member, 1, draw)).integers(2**63))
-
-
-def _save_atomically(state: dict, path: Path) -> None:
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)

@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from flowloom.runs import Run
+from flowloom.runs import Run, write_state
 from flowloom.shapes import drawing, prompts
 from flowloom.shapes.config import Concept, Job, WorldConfig
 from flowloom.shapes.model import T_FLOOR, Conditioning, ShapesModel, save
@@ -214,9 +214,9 @@ def train_job(
     while trainer.step < job.steps:
         losses.append(trainer.update())
         if trainer.step == snapshot_step:
-            _save_atomically(trainer.averaged(), work / f"snapshot-{trainer.step}.pt")
+            write_state(work / f"snapshot-{trainer.step}.pt", trainer.averaged())
         if trainer.step % config.checkpoint_every == 0 or trainer.step == job.steps:
-            _save_atomically(trainer.state_dict(), state_path)
+            write_state(state_path, trainer.state_dict())
             row = {"step": trainer.step, "train/loss": float(np.mean(losses))}
             row["time/cpu_s"] = round(time.process_time() - started, 1)
             with (work / "metrics.jsonl").open("a") as file:
@@ -330,12 +330,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     for record in build_world(WorldConfig(), **vars(options)):
         print(f"{record['folder']}/{record['name']}  {record['sha256'][:12]}  {record['card']}")
-
-
-def _save_atomically(state: dict, path: Path) -> None:
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)
 
 
 if __name__ == "__main__":
