@@ -79,7 +79,7 @@ class GRPOConfig:
 
     seed: int = 0
     """Seed of prompts and designs; step s draws from (seed, s) alone."""
-    num_steps: int = 160
+    num_steps: int = 96
     """Rollouts; each is followed by `num_minibatches` updates."""
     prompts_per_step: int = 32
     """Groups per rollout."""
@@ -93,9 +93,9 @@ class GRPOConfig:
     """Rollouts over which the learning rate rises linearly."""
     clip: float = 0.2
     """Clip range of the importance ratio per token."""
-    kl_coef: float = 0.03
+    kl_coef: float = 0.05
     """Weight of KL(policy || SFT reference) per choice: stays where the ensemble is right."""
-    entropy_coef: float = 0.02
+    entropy_coef: float = 0.0
     """Weight of an entropy bonus per choice; it also rewards what the reference never does."""
     divide_by_std: bool = False
     """Divide advantages by the group's standard deviation; sharpens to nearly one workflow."""

@@ -76,7 +76,7 @@ def bench() -> Recipe:
         ),
         train_sft=dataclasses.replace(small.train_sft, prior_steps=400, best_steps=200),
         train_reward=dataclasses.replace(small.train_reward, num_steps=1600),
-        train_grpo=dataclasses.replace(small.train_grpo, num_steps=640),
+        train_grpo=dataclasses.replace(small.train_grpo, num_steps=384),
         evaluate=dataclasses.replace(
             small.evaluate, num_prompts=320, num_seeds=4, num_unrendered=10_000
         ),
