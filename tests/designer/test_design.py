@@ -113,10 +113,11 @@ def test_unknown_policy(designer):
 
 
 def test_similarity_prefers_rare_words():
-    known = ["a photo of a circle", "a photo of a red square", "a photo of a circle and a star"]
-    scores = prompt_similarity(known)("draw a red thing of a photo")
-    assert max(range(3), key=scores.__getitem__) == 1
-    assert prompt_similarity(known)(known[2])[2] == max(prompt_similarity(known)(known[2]))
+    known = [f"please draw a photo of a {n}" for n in ("circle", "square", "wedge")] + ["a star"]
+    similarity = prompt_similarity(known)
+    for text, best in (("please draw a photo of a star", 3), (known[1], 1)):
+        scores = similarity(text)
+        assert max(range(4), key=scores.__getitem__) == best
 
 
 def test_load_names_what_is_missing(tmp_path):

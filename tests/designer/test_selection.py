@@ -47,6 +47,13 @@ def test_nothing_but_noise_gives_the_kind_means():
     assert values[50:].mean() - values[:50].mean() == pytest.approx(0.5, abs=0.05)
 
 
+def test_a_workflow_that_was_only_lucky_is_shrunk():
+    rng = np.random.default_rng(0)
+    rows = [(f"p{i}", "a", f"w{i % 25}", 0.5 + rng.normal() * 0.2) for i in range(100)]
+    values = np.array(list(shrunk_means(*zip(*rows, strict=True)).values()))
+    assert values.std() < 0.05  # raw means of four vary by .1
+
+
 def test_best_cells():
     shrunk = {("p", "c"): 0.5, ("p", "b"): 0.7, ("q", "d"): 0.1, ("p", "a"): 0.5}
     assert best_cells(shrunk, 2) == [("p", "b"), ("p", "a"), ("q", "d")]

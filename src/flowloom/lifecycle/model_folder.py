@@ -57,6 +57,7 @@ def build_model_folder(out: Path, parts: Mapping[str, Path]) -> None:
     _copy(parts["evaluation"] / "evaluation.json", out)
 
     evaluation = json.loads((out / "evaluation.json").read_text())
+    _require(parts["triplets"] / "best_fixed.json")
     write_json(out / "policies.json", stored_policies(parts["triplets"]))
     made_from = {name: input_digest(parts[name]) for name in PARTS}
     record: dict[str, Any] = {
@@ -101,8 +102,12 @@ def _card(record: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _copy(source: Path, folder: Path) -> None:
+def _require(source: Path) -> None:
     if not source.is_file():
         where = str(source.parent)
         raise ValueError(f"register: got no {source.name} in {where!r}, expected the file")
+
+
+def _copy(source: Path, folder: Path) -> None:
+    _require(source)
     shutil.copyfile(source, folder / source.name)
