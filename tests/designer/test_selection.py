@@ -49,9 +49,10 @@ def test_nothing_but_noise_gives_the_kind_means():
 
 def test_a_workflow_that_was_only_lucky_is_shrunk():
     rng = np.random.default_rng(0)
-    rows = [(f"p{i}", "a", f"w{i % 25}", 0.5 + rng.normal() * 0.2) for i in range(100)]
+    cells = [(f"p{i // 10}", "a", f"w{i % 25}") for i in range(100)]
+    rows = [(*cell, 0.5 + rng.normal() * 0.2) for cell in cells for _ in range(2)]
     values = np.array(list(shrunk_means(*zip(*rows, strict=True)).values()))
-    assert values.std() < 0.05  # raw means of four vary by .1
+    assert values.std() < 0.03  # raw means of a workflow vary by .07, of a cell by .14
 
 
 def test_best_cells():
