@@ -127,8 +127,8 @@ def test_object_info_old_and_new_choices(tmp_path):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("http://127.0.0.1:8188", "comes with the ComfyUI client"),
-        ("catalogue.yaml", "expected 'embedded' or a .json"),
+        ("http://127.0.0.1:9", "expected a ComfyUI server"),
+        ("catalogue.yaml", "expected 'embedded', http://HOST:PORT, or a .json"),
         ("nowhere.json", "cannot read"),
     ],
 )

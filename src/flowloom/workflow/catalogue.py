@@ -17,21 +17,12 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-DATA = Path(__file__).parent / "data"
-LITERAL_TYPES = frozenset({"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"})
+from flowloom.workflow import object_info
+from flowloom.workflow.inputs import InputSpec, NodeSpec
 
-# Which model folder feeds an input: by class and input, then by input name (COMFYUI.md 7.1).
-_FOLDER_OF = {
-    "ckpt_name": "checkpoints",
-    "unet_name": "diffusion_models",
-    "clip_name": "text_encoders",
-    "clip_name1": "text_encoders",
-    "clip_name2": "text_encoders",
-    "vae_name": "vae",
-    "lora_name": "loras",
-    "control_net_name": "controlnet",
-    "UpscaleModelLoader.model_name": "upscale_models",
-}
+__all__ = ["Catalogue", "CatalogueError", "InputSpec", "Limits", "ModelFile", "NodeSpec"]
+
+DATA = Path(__file__).parent / "data"
 
 
 class CatalogueError(ValueError):
@@ -49,45 +40,6 @@ class ModelFile:
     role: str = ""
     licence: str = ""
     card: str = ""
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """One input of a class. A literal input is a value; any other type is a link.
-
-    `options` are a COMBO's choices. `folder` names the model folder whose files are the choices.
-    """
-
-    name: str
-    type: str
-    required: bool = True
-    default: Any = None
-    min: float | None = None
-    max: float | None = None
-    step: float | None = None
-    options: tuple[Any, ...] | None = None
-    folder: str | None = None
-    multiline: bool = False
-
-    @property
-    def is_link(self) -> bool:
-        """Whether the input takes a link; else a literal."""
-        return self.type not in LITERAL_TYPES
-
-
-@dataclass(frozen=True)
-class NodeSpec:
-    """One node class: inputs in schema order (required first), output types in slot order."""
-
-    class_type: str
-    inputs: tuple[InputSpec, ...]
-    outputs: tuple[str, ...]
-    output_node: bool = False
-
-    @cached_property
-    def by_name(self) -> dict[str, InputSpec]:
-        """Inputs by name."""
-        return {spec.name: spec for spec in self.inputs}
 
 
 @dataclass(frozen=True)
@@ -110,7 +62,9 @@ class Catalogue:
 
     @staticmethod
     def load(source: str | Path) -> Catalogue:
-        """Load "embedded", or a .json or .json.gz file: a saved catalogue or `object_info`.
+        """Load "embedded", the http(s) address of a server, or a .json or .json.gz file.
+
+        A file holds a saved catalogue or the answer of `object_info`.
 
         Raises:
             CatalogueError: the source cannot be read as a catalogue.
@@ -118,14 +72,16 @@ class Catalogue:
         if str(source) == "embedded":
             return _embedded()
         if re.match(r"https?://", str(source)):
-            raise CatalogueError(
-                f"catalogue {source}: reading a live server comes with the ComfyUI client; "
-                "expected 'embedded' or a .json or .json.gz file"
-            )
+            try:
+                answer = object_info.fetch(str(source))
+            except ValueError as error:
+                raise CatalogueError(f"catalogue {error}") from error
+            return Catalogue.from_object_info(answer, name=str(source))
         path = Path(source)
         if not path.name.endswith((".json", ".json.gz")):
             raise CatalogueError(
-                f"catalogue {source}: expected 'embedded' or a .json or .json.gz file"
+                f"catalogue {source}: expected 'embedded', http://HOST:PORT, or a .json or "
+                ".json.gz file"
             )
         try:
             raw = path.read_bytes()
@@ -164,17 +120,12 @@ class Catalogue:
         """
         if not isinstance(info, dict) or not info:
             raise CatalogueError("catalogue: expected an object of node classes by name")
-        nodes: dict[str, NodeSpec] = {}
-        files: dict[tuple[str, str], ModelFile] = {}
-        for class_type, raw in info.items():
-            try:
-                nodes[class_type] = _read_object_info(class_type, raw, files)
-            except (TypeError, KeyError, AttributeError, IndexError) as error:
-                raise CatalogueError(
-                    f"catalogue, class {class_type}: got {type(error).__name__} {error}, "
-                    "expected input and output as in object_info"
-                ) from error
-        return Catalogue(nodes, _sorted_files(files.values()), name, limits or Limits())
+        try:
+            nodes, names = object_info.read_nodes(info)
+        except ValueError as error:
+            raise CatalogueError(f"catalogue, {error}") from error
+        files = (ModelFile(folder, file, "", "") for folder, file in names)
+        return Catalogue(nodes, _sorted_files(files), name, limits or Limits())
 
     def to_json(self) -> dict[str, Any]:
         """Plain data with nodes in order; input fields equal to their default are left out."""
@@ -207,6 +158,22 @@ class Catalogue:
         merged = {(file.folder, file.name): file for file in self.files}
         merged.update({(file.folder, file.name): file for file in files})
         return replace(self, files=_sorted_files(merged.values()))
+
+    def described(self, facts: Iterable[ModelFile]) -> Catalogue:
+        """Fill in what a server does not tell of its files, from facts about common ones.
+
+        A file is known by its folder and its name without leading folders (``flux/x.safetensors``).
+        What is known already is kept.
+        """
+        known = {(fact.folder, _base_name(fact.name)): fact for fact in facts}
+        described = []
+        for file in self.files:
+            fact = known.get((file.folder, _base_name(file.name)))
+            news = (
+                {} if fact is None else {k: v for k, v in vars(fact).items() if not vars(file)[k]}
+            )
+            described.append(replace(file, **news))
+        return replace(self, files=tuple(described))
 
     def files_in(self, folder: str) -> tuple[ModelFile, ...]:
         """Installed files of one folder, by name."""
@@ -248,67 +215,67 @@ def _embedded() -> Catalogue:
     return Catalogue.from_json(json.loads((DATA / "embedded.json").read_text()))
 
 
+def _base_name(name: str) -> str:
+    return name.replace("\\", "/").rsplit("/", 1)[-1]
+
+
 def _sorted_files(files: Iterable[ModelFile]) -> tuple[ModelFile, ...]:
     return tuple(sorted(files, key=lambda file: (file.folder, file.name)))
 
 
 def _read_node(class_type: str, raw: dict[str, Any]) -> NodeSpec:
-    inputs = []
-    for entry in raw["inputs"]:
-        entry = dict(entry)
-        if "options" in entry:
-            entry["options"] = tuple(entry["options"])
-        inputs.append(InputSpec(**entry))
-    return NodeSpec(class_type, tuple(inputs), tuple(raw["outputs"]), raw.get("output_node", False))
+    return NodeSpec(
+        class_type,
+        tuple(_read_input(entry) for entry in raw["inputs"]),
+        tuple(raw["outputs"]),
+        raw.get("output_node", False),
+        tuple(raw.get("output_names", ())),
+        raw.get("deprecated", False),
+    )
+
+
+def _read_input(entry: dict[str, Any]) -> InputSpec:
+    entry = dict(entry)
+    for key in ("options", "names"):
+        if key in entry:
+            entry[key] = tuple(entry[key])
+    if "branches" in entry:
+        entry["branches"] = tuple(
+            (key, tuple(_read_input(inner) for inner in inputs))
+            for key, inputs in entry["branches"]
+        )
+    if "element" in entry:
+        entry["element"] = _read_input(entry["element"])
+    return InputSpec(**entry)
 
 
 def _write_node(spec: NodeSpec) -> dict[str, Any]:
-    blank = InputSpec("", "")
-    inputs = []
-    for item in spec.inputs:
-        entry = {k: v for k, v in vars(item).items() if v is not getattr(blank, k)}
-        if "options" in entry:
-            entry["options"] = list(entry["options"])
-        inputs.append(entry)
-    node = {"inputs": inputs, "outputs": list(spec.outputs)}
-    return {**node, "output_node": True} if spec.output_node else node
+    node: dict[str, Any] = {"inputs": [_write_input(item) for item in spec.inputs]}
+    node["outputs"] = list(spec.outputs)
+    if spec.output_node:
+        node["output_node"] = True
+    if spec.output_names:
+        node["output_names"] = list(spec.output_names)
+    if spec.deprecated:
+        node["deprecated"] = True
+    return node
 
 
-def _read_object_info(
-    class_type: str, raw: dict[str, Any], files: dict[tuple[str, str], ModelFile]
-) -> NodeSpec:
-    inputs = []
-    for section in ("required", "optional"):
-        entries = raw["input"].get(section, {})
-        names = raw.get("input_order", {}).get(section, list(entries))
-        for name in names:
-            entry = entries[name]
-            kind, facts = entry[0], entry[1] if len(entry) > 1 and entry[1] else {}
-            options = tuple(kind) if isinstance(kind, list) else None
-            if options is None and kind == "COMBO":
-                options = tuple(facts.get("options", ()))
-            folder = _FOLDER_OF.get(f"{class_type}.{name}") or _FOLDER_OF.get(name)
-            if options is not None and folder is not None:
-                for file in options:
-                    files.setdefault((folder, file), ModelFile(folder, file, "", ""))
-                options = None
-            else:
-                folder = None
-            inputs.append(
-                InputSpec(
-                    name,
-                    "COMBO" if isinstance(kind, list) else str(kind),
-                    section == "required",
-                    facts.get("default"),
-                    facts.get("min"),
-                    facts.get("max"),
-                    facts.get("step"),
-                    options,
-                    folder,
-                    bool(facts.get("multiline", False)),
-                )
-            )
-    return NodeSpec(class_type, tuple(inputs), tuple(raw["output"]), bool(raw["output_node"]))
+_BLANK = InputSpec("", "")
+
+
+def _write_input(spec: InputSpec) -> dict[str, Any]:
+    entry = {k: v for k, v in vars(spec).items() if v is not getattr(_BLANK, k)}
+    for key in ("options", "names"):
+        if key in entry:
+            entry[key] = list(entry[key])
+    if "branches" in entry:
+        entry["branches"] = [
+            [key, [_write_input(inner) for inner in inputs]] for key, inputs in spec.branches
+        ]
+    if spec.element is not None:
+        entry["element"] = _write_input(spec.element)
+    return entry
 
 
 def bake(files_path: str | Path) -> Catalogue:
