@@ -1,17 +1,24 @@
 """How the code walks a node class: each input in schema order, and what may fill it.
 
-Shared by the two directions of `codec` and by the tables of `grammar`.
+A class is a small program: `Schema.start` is the position of its first hole, each hole (`Step`)
+names the position that follows, and position 0 is the end of the node. What follows a choice
+depends on its option; a growing input goes on until <end>. Shared by the two directions of `codec`
+and by the tables of `grammar`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from flowloom.workflow import vocabulary as voc
 from flowloom.workflow.catalogue import Catalogue
+from flowloom.workflow.inputs import InputSpec
 from flowloom.workflow.vocabulary import Vocabulary
 
 LINK, VALUE, FILE, TEXT, SEED = range(5)
+DONE = 0  # the position behind a node's last hole
 
 
 class CodecError(ValueError):
@@ -19,14 +26,30 @@ class CodecError(ValueError):
 
 
 class Step(NamedTuple):
-    """One input of a class; `kind` is the value kind of a VALUE and the folder of a FILE."""
+    """One hole of a class.
+
+    A SEED takes no token, unless <seed> stood before the class: then it is a hole like others (a
+    link, <none>, an escape), in which <seed> stands for an integer kept beside.
+    """
 
     name: str
+    """Input name, dotted below a choice or a growing input."""
     how: int
     type: str
+    """Type that a link must have; "COMBO" for a choice."""
     kind: str
+    """Value kind of a VALUE, folder of a FILE."""
     required: bool
     field: int
+    """Index into `Vocabulary.fields`."""
+    next: int = DONE
+    """Position after this hole; of a choice, where its option brings no inputs or is absent."""
+    branches: Mapping[int, int] = MappingProxyType({})
+    """Of a choice: token of an option -> position of the first input it brings."""
+    stop: int = -1
+    """Of a growing input: position after <end>; -1 where <end> is not legal."""
+    opens_seed: bool = False
+    """Of a SEED: whether it is a hole (the class stood behind <seed>)."""
 
 
 class Schema:
@@ -35,8 +58,14 @@ class Schema:
     def __init__(self, catalogue: Catalogue, vocabulary: Vocabulary) -> None:
         self.catalogue, self.vocabulary = catalogue, vocabulary
         self.steps = {c: self._steps(c) for c in catalogue.nodes}
+        self.program: list[Step] = [Step("", LINK, "", "", True, voc.END_FIELD)]
+        self.start: dict[str, int] = {}
+        self.start_linked: dict[str, int] = {}
+        self._write_programs()
         types = {i.type for node in catalogue.nodes.values() for i in node.inputs}
         # Slots of a class that can feed an input of a type, and the types a class can feed.
+        types |= {inner.type for c in catalogue.nodes for _, inner in self._nested(c)}
+        types |= {"COMBO"}
         self.slots = {
             (c, t): tuple(s for s, out in enumerate(node.outputs) if types_match(out, t))
             for c, node in catalogue.nodes.items()
@@ -49,26 +78,113 @@ class Schema:
             if t.group == "value" and (key := identity(t.value)) is not None
         }
 
+    def _nested(self, class_type: str) -> Iterator[tuple[str, InputSpec]]:
+        return voc.every_input(self.catalogue.nodes[class_type].inputs)
+
+    def _write_programs(self) -> None:
+        for class_type, node in self.catalogue.nodes.items():
+            self.start[class_type] = self._write(class_type, node.inputs, DONE, "", "", False)
+            if any(voc.is_seed(spec) for _, spec in self._nested(class_type)):
+                self.start_linked[class_type] = self._write(
+                    class_type, node.inputs, DONE, "", "", True
+                )
+
+    def _write(
+        self,
+        class_type: str,
+        inputs: Sequence[InputSpec],
+        after: int,
+        prefix: str,
+        field_prefix: str,
+        seeds: bool,
+        required: bool = True,
+    ) -> int:
+        """Add the holes of some inputs, last one first; returns the position of the first."""
+        for spec in reversed(inputs):
+            name, field_name = prefix + spec.name, field_prefix + spec.name
+            needed = spec.required and required
+            if spec.element is None:
+                after = self._add(class_type, spec, name, field_name, after, seeds, needed)
+                continue
+            behind = after
+            for k in reversed(range(len(spec.names))):
+                must = needed and k < spec.min_count
+                after = self._add(
+                    class_type,
+                    spec.element,
+                    f"{name}.{spec.names[k]}",
+                    f"{field_name}.*",
+                    after,
+                    seeds,
+                    must and spec.element.required,
+                    -1 if must else behind,
+                )
+        return after
+
+    def _add(
+        self,
+        class_type: str,
+        spec: InputSpec,
+        name: str,
+        field_name: str,
+        after: int,
+        seeds: bool,
+        required: bool,
+        stop: int = -1,
+    ) -> int:
+        how, kind = self._how(class_type, spec, field_name)
+        branches: dict[int, int] = {}
+        for key, inner in spec.branches:
+            token = self.vocabulary.value_ids.get(voc.value_key(kind, key))
+            if token is not None:
+                dotted = f"{name}.", f"{field_name}."
+                branches[token] = self._write(class_type, inner, after, *dotted, seeds, required)
+        field = self._field(class_type, field_name)
+        type_ = "COMBO" if spec.branches else spec.type
+        self.program.append(
+            Step(
+                name,
+                how,
+                type_,
+                kind,
+                required,
+                field,
+                after,
+                MappingProxyType(branches),
+                stop,
+                seeds and how == SEED,
+            )
+        )
+        return len(self.program) - 1
+
+    def _how(self, class_type: str, spec: InputSpec, field_name: str) -> tuple[int, str]:
+        """What fills an input, and its value kind or folder."""
+        if spec.is_link:
+            return LINK, ""
+        if voc.is_seed(spec):
+            return SEED, ""
+        if voc.is_text(spec):
+            return TEXT, ""
+        if spec.folder is not None:
+            return FILE, spec.folder
+        return VALUE, voc.rule_for(class_type, spec, field_name)["kind"]
+
+    def _field(self, class_type: str, field_name: str) -> int:
+        field = self.vocabulary.field_index.get((class_type, field_name))
+        if field is None:
+            raise CodecError(
+                f"vocabulary has no field {class_type}.{field_name}: built for another catalogue"
+            )
+        return field
+
     def _steps(self, class_type: str) -> tuple[Step, ...]:
+        """Flat steps of a class without choices and growing inputs."""
         steps = []
         for spec in self.catalogue.nodes[class_type].inputs:
-            kind = ""
-            if spec.is_link:
-                how = LINK
-            elif voc.is_seed(spec):
-                how = SEED
-            elif voc.is_text(spec):
-                how = TEXT
-            elif spec.folder is not None:
-                how, kind = FILE, spec.folder
-            else:
-                how, kind = VALUE, voc.rule_for(class_type, spec)["kind"]
-            field = self.vocabulary.field_index.get((class_type, spec.name))
-            if field is None:
-                raise CodecError(
-                    f"vocabulary has no field {class_type}.{spec.name}: built for another catalogue"
-                )
-            steps.append(Step(spec.name, how, spec.type, kind, spec.required, field))
+            if spec.element is None:
+                how, kind = self._how(class_type, spec, spec.name)
+                field = self._field(class_type, spec.name)
+                steps.append(Step(spec.name, how, spec.type, kind, spec.required, field))
         return tuple(steps)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -16,8 +16,13 @@ from typing import Any
 from flowloom.workflow.catalogue import DATA, Catalogue, InputSpec
 from flowloom.workflow.graph import SEED_INPUTS
 
-SPECIALS = ("<pad>", "<bos>", "<eos>", "<prompt>", "<negative>", "<text>", "<none>", "<esc>")
-PAD, BOS, EOS, PROMPT_ID, NEGATIVE_ID, TEXT_ID, NONE_ID, ESCAPE = range(len(SPECIALS))
+SPECIALS = (
+    "<pad>", "<bos>", "<eos>", "<prompt>", "<negative>", "<text>", "<none>",
+    "<esc>", "<num>", "<end>", "<seed>",
+)  # fmt: skip
+PAD, BOS, EOS, PROMPT_ID, NEGATIVE_ID, TEXT_ID, NONE_ID, ESCAPE, NUMBER, END, SEED_LINK = range(
+    len(SPECIALS)
+)
 NUM_REFS, NUM_SLOTS, NUM_SPELL = 8, 8, 16
 REF0 = len(SPECIALS)
 SLOT0 = REF0 + NUM_REFS
@@ -53,15 +58,31 @@ def rules() -> dict[str, Any]:
     return json.loads((DATA / "grids.json").read_text())
 
 
-def rule_for(class_type: str, spec: InputSpec) -> dict[str, Any]:
-    """The rule of one literal input; without a shipped one, a kind of its own."""
+def every_input(inputs: Iterable[InputSpec], prefix: str = "") -> Iterator[tuple[str, InputSpec]]:
+    """All inputs with dotted names, those of choices too; ``growing.*`` is each growing one."""
+    for spec in inputs:
+        name = prefix + spec.name
+        if spec.element is not None:
+            yield from every_input([replace(spec.element, name="*")], f"{name}.")
+            continue
+        yield name, spec
+        seen: set[str] = set()
+        for _, inner in spec.branches:
+            for dotted, item in every_input(inner, f"{name}."):
+                if dotted not in seen:
+                    seen.add(dotted)
+                    yield dotted, item
+
+
+def rule_for(class_type: str, spec: InputSpec, name: str | None = None) -> dict[str, Any]:
+    """The rule of a literal input; without a shipped one, a kind of its own (`name` dotted)."""
     for rule in rules()["rules"]:
         same = rule["input"] == spec.name and rule["type"] == spec.type
         if same and rule.get("class", class_type) == class_type:
             return rule
     if spec.type == "BOOLEAN":
         return {"kind": "boolean"}
-    return {"kind": f"{class_type}.{spec.name}"}
+    return {"kind": f"{class_type}.{name or spec.name}"}
 
 
 def is_text(spec: InputSpec) -> bool:
@@ -127,11 +148,11 @@ class Vocabulary:
         fields = [("*", "class"), ("*", "end")]
         values: dict[str, Token] = {}
         for class_type, node in catalogue.nodes.items():
-            for spec in node.inputs:
-                fields.append((class_type, spec.name))
+            for name, spec in every_input(node.inputs):
+                fields.append((class_type, name))
                 if spec.is_link or is_text(spec) or is_seed(spec) or spec.folder is not None:
                     continue
-                kind = rule_for(class_type, spec)["kind"]
+                kind = rule_for(class_type, spec, name)["kind"]
                 for value in grid(class_type, spec, catalogue.families):
                     key = value_key(kind, value)
                     text = f"{kind}={value}" if isinstance(value, str) else key
