@@ -145,13 +145,13 @@ class Workflow:
             nodes[ids[old]] = Node(node.class_type, inputs)
         return Workflow(nodes)
 
-    def fingerprint(self) -> str:
-        """SHA-256 (hex) of the part that the outputs reach.
+    def fingerprint(self, output_classes: Iterable[str] | None = None) -> str:
+        """SHA-256 (hex) of the part that the outputs reach; see `roots` for what an output is.
 
         Equal for two workflows that differ only in ids, key order or unreachable nodes. Literals
         are compared by type and value (1, 1.0, true, "1" are four things); sharing counts.
         """
-        return self._hash(False, None, None)
+        return self._hash(False, None, None, output_classes)
 
     def template_fingerprint(self, prompt: str | None = None, negative: str | None = None) -> str:
         """`fingerprint` with seeds and texts replaced by their slots.
@@ -231,15 +231,21 @@ class Workflow:
             rows.append([node.class_type, row])
         return rows
 
-    def _hash(self, slots: bool, prompt: str | None, negative: str | None) -> str:
-        roots = self.roots()
+    def _hash(
+        self,
+        slots: bool,
+        prompt: str | None,
+        negative: str | None,
+        output_classes: Iterable[str] | None = None,
+    ) -> str:
+        roots = self.roots(output_classes)
         if len(roots) == 1:
             return _digest([self._serial(roots[0], slots, prompt, negative)])
         # Each root is written alone, so that no order among equal roots can matter; the class
         # counts then tell nodes shared between roots from copies.
         parts = sorted(_digest(self._serial(root, slots, prompt, negative)) for root in roots)
         counts: dict[str, int] = {}
-        for node_id in self.order():
+        for node_id in self.order(output_classes):
             class_type = self.nodes[node_id].class_type
             counts[class_type] = counts.get(class_type, 0) + 1
         return _digest([parts, sorted(counts.items())])
