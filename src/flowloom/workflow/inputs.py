@@ -52,6 +52,8 @@ class InputSpec:
     """Of a growing input: undotted names of its inputs, in order."""
     min_count: int = 0
     """Of a growing input: how many of its inputs are required."""
+    dynamic_prompt: bool = False
+    """The editor draws one of `{a|b}` at random and strips comments before it sends the text."""
 
     @property
     def is_link(self) -> bool:

@@ -140,6 +140,7 @@ def _input(
         bool(facts.get("control_after_generate", False)),
         any(facts.get(key) for key in _UPLOADS),
         bool(facts.get("multiselect", False)),
+        dynamic_prompt=bool(facts.get("dynamicPrompts", False)),
     )
 
 
