@@ -1,22 +1,29 @@
-"""The editor's format (what people save and share) to a workflow and back (COMFYUI.md 4)."""
+"""The editor's format (what people save and share) to a workflow and back (COMFYUI.md 4).
+
+`from_ui` opens subgraphs, resolves what is only drawn and names every literal; `to_ui` lays a
+workflow out from left to right. From a file and back again gives the same workflow.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from flowloom.workflow.catalogue import Catalogue
-from flowloom.workflow.graph import Workflow
+from flowloom.workflow.catalogue import Catalogue, NodeSpec
+from flowloom.workflow.editor_file import CanvasError, read_sheets
+from flowloom.workflow.flattening import Fixed, Leaf, flatten
+from flowloom.workflow.graph import NEGATIVE, PROMPT, Link, Node, Workflow
+from flowloom.workflow.inputs import active_inputs
+from flowloom.workflow.layout import to_ui
+from flowloom.workflow.widgets import read_literals, to_literal
 
+__all__ = ["CanvasError", "Converted", "from_ui", "is_ui", "to_ui"]
 
-class CanvasError(ValueError):
-    """A file of the editor cannot be converted; the message says what, where, got, expected."""
-
-    def __init__(self, message: str, missing: tuple[tuple[str, str], ...] = ()) -> None:
-        super().__init__(message)
-        self.missing = missing
-        """(node id, class) of every node whose class the catalogue lacks."""
+_MAX_NAMED = 20
+_BRACES = re.compile(r"(?<!\\)\{[^{}]*\}")
+_COMMENT = re.compile(r"//|/\*")
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,7 @@ class Converted:
 
     workflow: Workflow
     warnings: tuple[str, ...] = ()
-    """What the editor would have done that a conversion cannot: random choices in prompts."""
+    """One line each: texts that the editor would have rewritten, links that could not be kept."""
     titles: Mapping[str, str] = field(default_factory=dict)
     """Titles that people gave to nodes, by node id."""
 
@@ -38,24 +45,74 @@ def is_ui(value: Any) -> bool:
 def from_ui(ui: Any, catalogue: Catalogue) -> Converted:
     """Convert a workflow of the editor to one that a server takes.
 
-    Raises:
-        CanvasError: `ui` is malformed, or has nodes of classes that the catalogue lacks (all of
-            them are named).
-    """
-    raise NotImplementedError
-
-
-def to_ui(
-    workflow: Workflow, catalogue: Catalogue, titles: Mapping[str, str] | None = None
-) -> dict[str, Any]:
-    """Lay a workflow out as a file that the editor opens.
-
-    Args:
-        workflow: Every class must be in the catalogue.
-        catalogue: Node facts: which inputs are slots and which widgets, and their order.
-        titles: Node titles by id, where they differ from the class name.
+    Random choices and comments in prompts, which the editor expands before it sends them, are kept
+    as they are written and named in the warnings: no dice are rolled here.
 
     Raises:
-        CanvasError: a class is not in the catalogue.
+        CanvasError: `ui` is malformed, or has nodes of classes that the catalogue lacks; the
+            message names the classes and `missing` all of the nodes.
     """
-    raise NotImplementedError
+    leaves = flatten(*read_sheets(ui))
+    missing = tuple(
+        (leaf.id, leaf.block.type) for leaf in leaves if leaf.block.type not in catalogue.nodes
+    )
+    if missing:
+        raise CanvasError(_missing_text(missing), missing)
+    nodes: dict[str, Node] = {}
+    warnings: list[str] = []
+    for leaf in leaves:
+        if leaf.id in nodes:
+            raise CanvasError(f"canvas: node {leaf.id}: got two nodes with this id, expected one")
+        spec = catalogue.nodes[leaf.block.type]
+        nodes[leaf.id] = Node(spec.class_type, _inputs(leaf, spec, warnings))
+    titles = {
+        leaf.id: leaf.block.title
+        for leaf in leaves
+        if leaf.block.title and leaf.block.title != leaf.block.type
+    }
+    return Converted(Workflow(nodes), tuple(warnings), titles)
+
+
+def _missing_text(missing: tuple[tuple[str, str], ...]) -> str:
+    nodes: dict[str, list[str]] = {}
+    for node_id, class_type in missing:
+        nodes.setdefault(class_type[:60], []).append(node_id)
+    named = [f"{c} (node {', '.join(ids[:5])})" for c, ids in list(nodes.items())[:_MAX_NAMED]]
+    more = f" and {len(nodes) - _MAX_NAMED} more" if len(nodes) > _MAX_NAMED else ""
+    return f"canvas: classes that the catalogue lacks: {'; '.join(named)}{more}"
+
+
+def _inputs(leaf: Leaf, spec: NodeSpec, warnings: list[str]) -> dict[str, Any]:
+    """A node's inputs in schema order: what is linked, else its literals."""
+    given = {**read_literals(spec, leaf.block), **leaf.sources}
+    inputs: dict[str, Any] = {}
+    for item in active_inputs(spec, given):
+        if item.name not in given:
+            continue
+        value = given[item.name]
+        if isinstance(value, Fixed):
+            value = to_literal(item, value.value)
+        inputs[item.name] = value
+        if item.dynamic_prompt and isinstance(value, str):
+            warnings += _rewritten(leaf.id, item.name, value)
+    for name, source in leaf.sources.items():
+        if name not in inputs and type(source) is Link:
+            warnings.append(
+                f"node {leaf.id} ({spec.class_type}): the catalogue knows no input {name[:60]!r}; "
+                "its link is left out"
+            )
+    return inputs
+
+
+def _rewritten(node_id: str, name: str, text: str) -> Iterator[str]:
+    found = next((m for m in _BRACES.findall(text) if m not in (PROMPT, NEGATIVE)), None)
+    if found is not None:
+        yield (
+            f"node {node_id}, input {name!r}: the editor replaces {found[:40]!r} by one of its "
+            "choices before it sends the text; kept as written"
+        )
+    if _COMMENT.search(text):
+        yield (
+            f"node {node_id}, input {name!r}: the editor strips // and /* */ comments before it "
+            "sends the text; kept as written"
+        )
