@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -61,10 +61,14 @@ class Catalogue:
     limits: Limits = field(default_factory=Limits)
 
     @staticmethod
-    def load(source: str | Path) -> Catalogue:
+    def load(source: str | Path, headers: Mapping[str, str] | None = None) -> Catalogue:
         """Load "embedded", the http(s) address of a server, or a .json or .json.gz file.
 
         A file holds a saved catalogue or the answer of `object_info`.
+
+        Args:
+            source: Which one.
+            headers: Sent along to a server, such as a proxy's authorisation.
 
         Raises:
             CatalogueError: the source cannot be read as a catalogue.
@@ -73,7 +77,7 @@ class Catalogue:
             return _embedded()
         if re.match(r"https?://", str(source)):
             try:
-                answer = object_info.fetch(str(source))
+                answer = object_info.fetch(str(source), headers)
             except ValueError as error:
                 raise CatalogueError(f"catalogue {error}") from error
             return Catalogue.from_object_info(answer, name=str(source))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -194,15 +195,36 @@ def fetch(url: str, headers: Mapping[str, str] | None = None, timeout_s: float =
     Raises:
         ValueError: no such answer; the message names the address and the cause.
     """
-    address = url.rstrip("/")
-    if not address.endswith("/object_info"):
-        address += "/object_info"
-    request = urllib.request.Request(address, headers=dict(headers or {}))
+    return get_json(f"{server_address(url)}/object_info", headers, timeout_s)
+
+
+def server_address(url: str) -> str:
+    """Address of the server itself: `url` without a last slash and without the route."""
+    return url.rstrip("/").removesuffix("/object_info")
+
+
+def get_json(address: str, headers: Mapping[str, str] | None, timeout_s: float) -> Any:
+    """The parsed JSON that a server answers to one GET.
+
+    Raises:
+        ValueError: no such answer; the message names the address and the cause.
+    """
     try:
+        request = urllib.request.Request(address, headers=dict(headers or {}))
         with urllib.request.urlopen(request, timeout=timeout_s) as answer:
-            return json.loads(answer.read())
+            kind, body = answer.headers.get_content_type(), answer.read()
     except urllib.error.HTTPError as error:
         raise ValueError(f"{address}: got HTTP {error.code}, expected a ComfyUI server") from error
-    except (OSError, ValueError) as error:
+    except http.client.IncompleteRead as error:
+        raise ValueError(f"{address}: the answer broke off, expected a ComfyUI server") from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
         cause = getattr(error, "reason", error)
         raise ValueError(f"{address}: {cause}; expected a ComfyUI server") from error
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        if kind != "application/json":
+            got = f"{kind}, expected JSON of a ComfyUI server"
+        else:
+            got = f"JSON that cannot be read ({error}), expected a whole answer"
+        raise ValueError(f"{address}: got {got}") from error
