@@ -8,16 +8,19 @@ and by the tables of `grammar`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from flowloom.workflow import vocabulary as voc
 from flowloom.workflow.catalogue import Catalogue
-from flowloom.workflow.inputs import InputSpec
+from flowloom.workflow.inputs import MATCH, InputSpec
 from flowloom.workflow.vocabulary import Vocabulary
 
 LINK, VALUE, FILE, TEXT, SEED = range(5)
+_ANY = frozenset({"*", MATCH})
 DONE = 0  # the position behind a node's last hole
 
 
@@ -59,19 +62,28 @@ class Schema:
         self.catalogue, self.vocabulary = catalogue, vocabulary
         self.steps = {c: self._steps(c) for c in catalogue.nodes}
         self.program: list[Step] = [Step("", LINK, "", "", True, voc.END_FIELD)]
+        self.specs: list[InputSpec] = [InputSpec("", "")]
+        """The input behind each step of `program`, with its undotted name."""
         self.start: dict[str, int] = {}
         self.start_linked: dict[str, int] = {}
         self._write_programs()
-        types = {i.type for node in catalogue.nodes.values() for i in node.inputs}
+        types = dict.fromkeys(["COMBO", *sorted({step.type for step in self.program[1:]})])
         # Slots of a class that can feed an input of a type, and the types a class can feed.
-        types |= {inner.type for c in catalogue.nodes for _, inner in self._nested(c)}
-        types |= {"COMBO"}
-        self.slots = {
-            (c, t): tuple(s for s, out in enumerate(node.outputs) if types_match(out, t))
-            for c, node in catalogue.nodes.items()
-            for t in types
+        by_outputs = {
+            outputs: {
+                t: tuple(s for s, out in enumerate(outputs) if types_match(out, t)) for t in types
+            }
+            for outputs in {node.outputs for node in catalogue.nodes.values()}
         }
-        self.feeds = {c: tuple(t for t in types if self.slots[c, t]) for c in catalogue.nodes}
+        self.slots = {
+            (c, t): slots
+            for c, node in catalogue.nodes.items()
+            for t, slots in by_outputs[node.outputs].items()
+        }
+        self.feeds = {
+            c: tuple(t for t, slots in by_outputs[node.outputs].items() if slots)
+            for c, node in catalogue.nodes.items()
+        }
         self.value_ids = {
             (t.kind, *key): i
             for i, t in enumerate(vocabulary.tokens)
@@ -106,17 +118,17 @@ class Schema:
             if spec.element is None:
                 after = self._add(class_type, spec, name, field_name, after, seeds, needed)
                 continue
-            behind = after
+            behind, element = after, replace(spec.element, name="*")
             for k in reversed(range(len(spec.names))):
                 must = needed and k < spec.min_count
                 after = self._add(
                     class_type,
-                    spec.element,
+                    element,
                     f"{name}.{spec.names[k]}",
                     f"{field_name}.*",
                     after,
                     seeds,
-                    must and spec.element.required,
+                    must and element.required,
                     -1 if must else behind,
                 )
         return after
@@ -155,6 +167,7 @@ class Schema:
                 seeds and how == SEED,
             )
         )
+        self.specs.append(spec)
         return len(self.program) - 1
 
     def _how(self, class_type: str, spec: InputSpec, field_name: str) -> tuple[int, str]:
@@ -189,8 +202,8 @@ class Schema:
 
 
 def types_match(output: str, wanted: str) -> bool:
-    """ComfyUI's rule: equal, "*", or overlapping comma-separated sets."""
-    if output == wanted or "*" in (output, wanted):
+    """ComfyUI's rule: equal, "*", a type that follows another one, or overlapping sets."""
+    if output == wanted or output in _ANY or wanted in _ANY:
         return True
     if "," in output or "," in wanted:
         return bool(set(output.split(",")) & set(wanted.split(",")))
@@ -198,9 +211,12 @@ def types_match(output: str, wanted: str) -> bool:
 
 
 def identity(value: Any) -> tuple[type, Any] | None:
-    """A hashable that is equal for equal type and value only; None for lists and objects."""
+    """A hashable that is equal for equal type and value only; None for what is not JSON."""
     if isinstance(value, float):
         return float, value if value else repr(value)
     if isinstance(value, (str, int, bool)) or value is None:
         return type(value), value
-    return None
+    try:
+        return type(value), json.dumps(value, sort_keys=True)
+    except (TypeError, ValueError, RecursionError):
+        return None

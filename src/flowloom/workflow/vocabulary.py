@@ -59,30 +59,49 @@ def rules() -> dict[str, Any]:
 
 
 def every_input(inputs: Iterable[InputSpec], prefix: str = "") -> Iterator[tuple[str, InputSpec]]:
-    """All inputs with dotted names, those of choices too; ``growing.*`` is each growing one."""
+    """All inputs with dotted names, those of choices too; ``growing.*`` is each growing one.
+
+    Branches of a choice may share a dotted name, which then comes once for each.
+    """
     for spec in inputs:
         name = prefix + spec.name
         if spec.element is not None:
             yield from every_input([replace(spec.element, name="*")], f"{name}.")
             continue
         yield name, spec
-        seen: set[str] = set()
         for _, inner in spec.branches:
-            for dotted, item in every_input(inner, f"{name}."):
-                if dotted not in seen:
-                    seen.add(dotted)
-                    yield dotted, item
+            yield from every_input(inner, f"{name}.")
+
+
+@lru_cache(maxsize=1)
+def _rules_by_input() -> dict[tuple[str, str, str], dict[str, Any]]:
+    """Rules by class ("" for any), undotted input ("." for any name that ends so) and type."""
+    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for rule in rules()["rules"]:
+        names = rule["input"] if isinstance(rule["input"], list) else [rule["input"]]
+        for name in names:
+            found.setdefault((rule.get("class", ""), name, rule["type"]), rule)
+    return found
 
 
 def rule_for(class_type: str, spec: InputSpec, name: str | None = None) -> dict[str, Any]:
-    """The rule of a literal input; without a shipped one, a kind of its own (`name` dotted)."""
-    for rule in rules()["rules"]:
-        same = rule["input"] == spec.name and rule["type"] == spec.type
-        if same and rule.get("class", class_type) == class_type:
-            return rule
-    if spec.type == "BOOLEAN":
-        return {"kind": "boolean"}
-    return {"kind": f"{class_type}.{name or spec.name}"}
+    """The rule of a literal input: its class's own, or the input's.
+
+    Without a shipped one, inputs of one name share a kind (`name` is dotted), and so do booleans.
+    """
+    short = _undotted(name or spec.name)
+    last = "." if short.endswith(".") else short
+    by_input = _rules_by_input()
+    rule = by_input.get((class_type, last, spec.type)) or by_input.get(("", last, spec.type))
+    return rule or {"kind": "boolean" if spec.type == "BOOLEAN" else short}
+
+
+def _undotted(name: str) -> str:
+    """The last part of a dotted name: `method` of ``resize.method``, `images` of ``images.*``."""
+    if name.endswith("."):
+        return name
+    *above, last = name.split(".")
+    return above[-1] if last == "*" and above else last
 
 
 def is_text(spec: InputSpec) -> bool:
@@ -95,24 +114,31 @@ def is_seed(spec: InputSpec) -> bool:
     return spec.type == "INT" and spec.name in SEED_INPUTS
 
 
-def grid(class_type: str, spec: InputSpec, families: Iterable[str]) -> list[Any]:
-    """Values of one literal input that have a token, as the types they have in API JSON."""
-    rule = rule_for(class_type, spec)
-    if spec.options is not None:
-        return list(spec.options)
+def grid(
+    class_type: str, spec: InputSpec, families: Iterable[str], name: str | None = None
+) -> list[Any]:
+    """Values of one literal input that have a token, as the types they have in API JSON.
+
+    A family has its own grid or the default one; the default one goes with the schema's default.
+    """
     if spec.type == "BOOLEAN":
         return [True, False]
-    grids = rules()["grids"].get(rule["kind"])
-    if grids is None:
-        values = [] if spec.default is None else [spec.default]
-    else:
-        named = [grids[family] for family in families if family in grids]
-        values = [v for values in named for v in values] or grids["default"]
-        values = list(dict.fromkeys(v for v in values if v in rule.get("only", values)))
+    if spec.options is not None:
+        return [[option] for option in spec.options] if spec.multiselect else list(spec.options)
+    rule = rule_for(class_type, spec, name)
+    grids = rules()["grids"].get(rule["kind"], {"default": []})
+    own = [grids.get(family) for family in families]
+    values = [v for values in own for v in values or ()]
+    if not own or None in own:
+        values += grids["default"]
+    values = [v for v in values if v in rule.get("only", values)]
+    if (not own or None in own) and spec.default is not None:
+        values.append(spec.default)
     if spec.type in ("INT", "FLOAT"):
         cast = int if spec.type == "INT" else float
         values = [cast(v) for v in values if in_range(spec, v)]
-    return values
+        return list(dict.fromkeys(values))
+    return list({value_key("", v): v for v in values}.values())
 
 
 def in_range(spec: InputSpec, value: float) -> bool:
@@ -145,15 +171,16 @@ class Vocabulary:
         tokens += [Token("slot", f"<slot{k}>", value=k) for k in range(NUM_SLOTS)]
         tokens += [Token("spell", f"<x{k:x}>", value=k) for k in range(NUM_SPELL)]
         tokens += [Token("class", c, value=c) for c in catalogue.nodes]
-        fields = [("*", "class"), ("*", "end")]
+        fields = {("*", "class"): None, ("*", "end"): None}
         values: dict[str, Token] = {}
+        families = catalogue.families
         for class_type, node in catalogue.nodes.items():
             for name, spec in every_input(node.inputs):
-                fields.append((class_type, name))
+                fields[class_type, name] = None
                 if spec.is_link or is_text(spec) or is_seed(spec) or spec.folder is not None:
                     continue
                 kind = rule_for(class_type, spec, name)["kind"]
-                for value in grid(class_type, spec, catalogue.families):
+                for value in grid(class_type, spec, families, name):
                     key = value_key(kind, value)
                     text = f"{kind}={value}" if isinstance(value, str) else key
                     values.setdefault(key, Token("value", text, kind, value))
