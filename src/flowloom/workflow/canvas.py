@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flowloom.workflow.catalogue import Catalogue, NodeSpec
+from flowloom.workflow.drawing import to_ui
 from flowloom.workflow.editor_file import CanvasError, read_sheets
 from flowloom.workflow.flattening import Fixed, Leaf, flatten
 from flowloom.workflow.graph import NEGATIVE, PROMPT, Link, Node, Workflow
 from flowloom.workflow.inputs import active_inputs
-from flowloom.workflow.layout import to_ui
 from flowloom.workflow.widgets import read_literals, to_literal
 
 __all__ = ["CanvasError", "Converted", "from_ui", "is_ui", "to_ui"]
@@ -84,23 +84,25 @@ def _missing_text(missing: tuple[tuple[str, str], ...]) -> str:
 
 def _inputs(leaf: Leaf, spec: NodeSpec, warnings: list[str]) -> dict[str, Any]:
     """A node's inputs in schema order: what is linked, else its literals."""
-    given = {**read_literals(spec, leaf.block), **leaf.sources}
+    fixed = {name: s.value for name, s in leaf.sources.items() if isinstance(s, Fixed)}
+    links = {name: s for name, s in leaf.sources.items() if isinstance(s, Link)}
+    given = {**fixed, **read_literals(spec, leaf.block, fixed), **links}
     inputs: dict[str, Any] = {}
     for item in active_inputs(spec, given):
         if item.name not in given:
             continue
         value = given[item.name]
-        if isinstance(value, Fixed):
-            value = to_literal(item, value.value)
+        if item.name in fixed:
+            value = to_literal(item, value)
         inputs[item.name] = value
         if item.dynamic_prompt and isinstance(value, str):
             warnings += _rewritten(leaf.id, item.name, value)
-    for name, source in leaf.sources.items():
-        if name not in inputs and type(source) is Link:
-            warnings.append(
-                f"node {leaf.id} ({spec.class_type}): the catalogue knows no input {name[:60]!r}; "
-                "its link is left out"
-            )
+    warnings += (
+        f"node {leaf.id} ({spec.class_type}): the catalogue knows no input {name[:60]!r}; "
+        "its link is left out"
+        for name in links
+        if name not in inputs
+    )
     return inputs
 
 

@@ -12,9 +12,8 @@ from typing import Any
 from flowloom.workflow.editor_file import Block, CanvasError
 from flowloom.workflow.graph import SEED_INPUTS, Link
 from flowloom.workflow.inputs import InputSpec, NodeSpec
+from flowloom.workflow.literals import WRAPPED, unwrapped
 
-WRAPPER = "__value__"
-"""Key under which API JSON holds a list that is no link."""
 KEEP_SEED = "fixed"
 """What the editor shall do with a seed after a run: a workflow keeps the seed that it was given."""
 _CONTROLS = frozenset({KEEP_SEED, "increment", "decrement", "randomize", "increment-wrap"})
@@ -45,50 +44,58 @@ _ORDER_BELOW = {
 }
 
 
-def read_literals(spec: NodeSpec, block: Block, by_name: bool = True) -> dict[str, Any]:
+_Take = Callable[[InputSpec, str, bool], Any]
+
+
+def read_literals(
+    spec: NodeSpec, block: Block, fixed: Mapping[str, Any] | None = None, by_name: bool = True
+) -> dict[str, Any]:
     """A node's literals by input name, dotted below a choice; what the file lacks is the default.
 
     Args:
         spec: Class of the node.
         block: The node.
+        fixed: Literals that reach it over links; they go before its own.
         by_name: Whether values stored by name go before those stored by position.
 
     Raises:
         CanvasError: a value is nested too deeply.
     """
+    named = block.named if by_name else None
+    take = _Places(block.values).take if named is None else _names(named)
     slots = tuple(slot.widget for slot in block.inputs if slot.widget)
     given: dict[str, Any] = {}
-    named = block.named if by_name else None
-    take: Callable[[InputSpec, str, bool], Any]
-    if named is not None:
-
-        def take(spec: InputSpec, name: str, before_flag: bool) -> Any:
-            return named.get(name, _ABSENT)
-    else:
-        take = _Places(block.values).take
-    _read(spec.class_type, spec.inputs, "", take, slots, given)
+    _read(spec.class_type, spec.inputs, "", take, slots, fixed or {}, given)
     return given
+
+
+def _names(named: Mapping[str, Any]) -> _Take:
+    return lambda spec, name, before_flag: named.get(name, _ABSENT)
 
 
 def _read(
     class_type: str,
     specs: Sequence[InputSpec],
     prefix: str,
-    take: Callable[[InputSpec, str, bool], Any],
+    take: _Take,
     slots: Sequence[str],
+    fixed: Mapping[str, Any],
     given: dict[str, Any],
 ) -> None:
     shown = list(_shown(in_order(class_type, prefix, specs, slots), prefix, slots))
     for k, (name, spec) in enumerate(shown):
         before_flag = k + 1 < len(shown) and shown[k + 1][1].type == "BOOLEAN"
-        value = take(spec, name, before_flag)
-        if value is _ABSENT or value is None:
-            value = default_of(spec)
+        own = take(spec, name, before_flag)
+        if own is _ABSENT or own is None:
+            own = default_of(spec)
+        value = fixed.get(name, own)
         if value is not None:
             given[name] = to_literal(spec, value)
         if spec.branches:
-            inner = branch(spec, value)
-            _read(class_type, inner, f"{name}.", take, slots, given)
+            _read(class_type, branch(spec, own), f"{name}.", take, slots, fixed, given)
+        if spec.branches and value != own:  # the file's positions are those of its own key
+            rest = _names(dict(given))
+            _read(class_type, branch(spec, value), f"{name}.", rest, slots, fixed, given)
 
 
 def _shown(
@@ -193,7 +200,7 @@ def to_literal(spec: InputSpec, value: Any) -> Any:
     """
     if isinstance(value, (list, dict)):
         _check_depth(value, spec.name)
-        return {WRAPPER: value} if isinstance(value, list) else value
+        return {WRAPPED: value} if isinstance(value, list) else value
     if spec.type == "FLOAT" and type(value) is int and value.bit_length() < 64:
         return float(value)
     if spec.type == "INT" and type(value) is float and value.is_integer():
@@ -256,8 +263,4 @@ def _stored(
 
 def stored(spec: InputSpec, value: Any) -> Any:
     """The inverse of `to_literal`; the default where the input is linked or missing."""
-    if value is None or type(value) is Link:
-        return default_of(spec)
-    if isinstance(value, dict) and set(value) == {WRAPPER}:
-        return value[WRAPPER]
-    return value
+    return default_of(spec) if value is None or type(value) is Link else unwrapped(value)
