@@ -92,15 +92,31 @@ def test_any_value_survives(codec, value):
     same_after_decoding(Workflow.from_api(api), codec)
 
 
-def test_off_grid_values_are_spelled(codec):
-    # <esc>, two hex digits for each of the characters of "9.5", <esc>
+def test_off_grid_numbers_are_spelled(codec):
+    # <num>, the characters of "9.5", <num>
     code = encode(plain(n3_cfg=9.5), codec)
-    assert len(code.tokens) == len(PLAIN_CODE) - 1 + 8
-    start = code.tokens.index(voc.ESCAPE)
-    digits = [t - voc.SPELL0 for t in code.tokens[start + 1 : start + 7]]
-    assert digits == [3, 9, 2, 14, 3, 5]
+    assert len(code.tokens) == len(PLAIN_CODE) - 1 + 5
+    start = code.tokens.index(voc.NUMBER)
+    assert [t - voc.SPELL0 for t in code.tokens[start + 1 : start + 4]] == [9, 10, 5]
     assert encode(plain(n3_cfg=2.5), codec).tokens == encode(plain(), codec).tokens
-    assert len(encode(plain(n3_cfg=2), codec).tokens) > len(PLAIN_CODE)  # 2 is not 2.0
+    # 2 is not 2.0
+    assert len(encode(plain(n3_cfg=2), codec).tokens) == len(PLAIN_CODE) - 1 + 3
+    for value in (-1, 1e-7, 1e300, 2**70, -0.5):
+        assert voc.ESCAPE not in same_after_decoding(plain(n3_cfg=value), codec).tokens
+    # <esc>, two hex digits for each of the characters of "[]", <esc>
+    code = same_after_decoding(plain(n3_cfg=[]), codec)
+    start = code.tokens.index(voc.ESCAPE)
+    assert [t - voc.SPELL0 for t in code.tokens[start + 1 : start + 5]] == [5, 11, 5, 13]
+
+
+def test_off_grid_strings_are_texts(codec):
+    code = same_after_decoding(plain(n9_filename_prefix="mine"), codec)
+    assert code.tokens[-2] == voc.TEXT_ID
+    assert len(code.tokens) == len(PLAIN_CODE)
+    assert code.texts == ("{prompt}", "{negative}", "mine")
+    # An empty name is no negative prompt; a choice that is none of the options is no text.
+    assert encode(plain(n9_filename_prefix=""), codec).tokens[-2] == voc.TEXT_ID
+    assert voc.ESCAPE in same_after_decoding(plain(n3_scheduler="mine"), codec).tokens
 
 
 def test_minus_zero_is_not_zero():
@@ -108,7 +124,7 @@ def test_minus_zero_is_not_zero():
     node = {"inputs": [knob], "outputs": ["IMAGE"], "output_node": True}
     catalogue = Catalogue.from_json({"nodes": {"Odd": node}, "files": []})
     codec = Codec(catalogue, Vocabulary.build(catalogue))
-    for value, count in ((0.0, 3), (-0.0, 2 + 2 + 2 * len("-0.0"))):
+    for value, count in ((0.0, 3), (-0.0, 2 + 2 + len("-0.0"))):
         api = {"1": {"class_type": "Odd", "inputs": {"knob": value}}}
         assert len(same_after_decoding(Workflow.from_api(api), codec).tokens) == count
 
@@ -182,8 +198,7 @@ def test_annotation_of_the_plain_flow(codec):
         ({"n3_model": ["4", -1]}, "link to output -1"),
         ({"n3_model": ["44", 0]}, "node 44, which does not exist"),
         ({"n3_latent_image": ["3", 0]}, "closes a cycle"),
-        ({"n3_seed": ["4", 0]}, "expected a literal seed"),
-        ({"n3_seed": 1.0}, "expected an integer"),
+        ({"n3_seed": ["4", 0]}, "expected an output of type INT"),
     ],
 )
 def test_bad_graphs_are_named(codec, changes, message):
@@ -210,6 +225,13 @@ def test_bad_tokens_are_named(codec):
         decode([*tokens[:11], voc.REF0 + 1, *tokens[12:]], codec)
     with pytest.raises(CodecError, match="expected a value of kind steps"):
         decode([*tokens[:5], tokens[6], *tokens[6:]], codec)
+    with pytest.raises(CodecError, match=r"token 6, KSampler\.cfg: got <esc>, expected a closing"):
+        decode([*tokens[:6], voc.ESCAPE, *tokens[6:]], codec)
+    with pytest.raises(CodecError, match="expected a finite number, got 9e9"):
+        spelled = [voc.NUMBER, *(voc.SPELL0 + k for k in (9, 14 - 1, *[9] * 5)), voc.NUMBER]
+        decode([*tokens[:6], *spelled, *tokens[7:]], codec)
+    with pytest.raises(CodecError, match="expected a class with a seed"):
+        decode([voc.SEED_LINK, *tokens], codec)
     with pytest.raises(CodecError, match="texts: got 1, expected more"):
         decode(tokens, codec, texts=["only one"])
     with pytest.raises(CodecError, match="seeds: got 0, expected more"):

@@ -107,11 +107,11 @@ def test_bad_json_is_typed(data):
         Vocabulary.from_json(data)
 
 
-def test_an_unknown_input_has_a_kind_of_its_own():
+def test_inputs_without_a_rule_share_a_kind_by_name():
     spec = {"name": "knob", "type": "FLOAT", "default": 0.25, "min": 0.0, "max": 1.0}
     data = {
         "nodes": {"Odd": {"inputs": [spec], "outputs": ["IMAGE"], "output_node": True}},
         "files": [],
     }
     built = Vocabulary.build(Catalogue.from_json(data))
-    assert texts(built, "value") == ["Odd.knob=0.25"]
+    assert texts(built, "value") == ["knob=0.25"]

@@ -1,15 +1,22 @@
 """Workflow <-> tokens, exactly.
 
-The code is written top-down from the output nodes, depth first, inputs in schema order. A link is
-a class token (a new node follows) or a reference to the k-th most recent finished node that has an
-output of the type; a slot token follows where several outputs have it. A literal is one value
-token, a file one file token. Seeds take no token and texts take one: their contents are kept
-beside. Anything else is spelled behind an escape: <esc>, hex digits of its JSON, <esc>.
+The code is written top-down from the output nodes, depth first, each class by its program of holes
+(`steps`). A link is a class token (a new node follows) or a reference to the k-th most recent
+finished node that has an output of the type; a slot token follows where several outputs have it. A
+literal is one value token, a file one file token; <none> is an input left out, <end> ends a growing
+input. Contents that are the user's are kept beside: a seed takes no token, a text (any string that
+has no token of its own) takes one. Other numbers are spelled by <num>, their characters, <num>;
+the rest by <esc>, hex digits of its JSON, <esc>.
+
+<seed> before a class says that a seed of that node is no plain integer; every seed of it is then a
+hole. Two rare codes: a far reference (beyond the reference tokens) is the number k in a socket, and
+the escaped list [k, slot] where a literal could stand; sockets that take literals escape them all.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,10 +26,12 @@ import numpy as np
 from flowloom.workflow import vocabulary as voc
 from flowloom.workflow.catalogue import Catalogue
 from flowloom.workflow.graph import NEGATIVE, PROMPT, Link, Literal, Node, Workflow
+from flowloom.workflow.inputs import active_inputs
 from flowloom.workflow.reader import Reader
 from flowloom.workflow.steps import (
     FILE,
     LINK,
+    NUMERALS,
     SEED,
     TEXT,
     VALUE,
@@ -34,6 +43,8 @@ from flowloom.workflow.steps import (
 from flowloom.workflow.vocabulary import Vocabulary
 
 __all__ = ["Codec", "CodecError", "Encoded", "Language", "decode", "encode"]
+
+_ABSENT = object()
 
 
 @dataclass(frozen=True)
@@ -143,116 +154,170 @@ class _Writer:
     def __init__(
         self, schema: Schema, workflow: Workflow, prompt: str | None, negative: str | None
     ) -> None:
-        self.schema, self.workflow = schema, workflow
+        self.schema, self.nodes = schema, workflow.nodes
+        self.roots = workflow.roots(schema.catalogue.output_classes)
         self.prompt, self.negative = prompt, negative
         self.tokens: list[int] = []
         self.texts: list[str] = []
         self.seeds: list[int] = []
         self.finished: dict[str, list[str]] = {}
         self.is_open: dict[str, bool] = {}
-        # Open nodes: id, node, its steps, position of the next step.
-        self.stack: list[tuple[str, Node, tuple[Step, ...], int]] = []
+        # Open nodes: id, node, position of the next step, inputs written so far.
+        self.stack: list[tuple[str, Node, int, int]] = []
 
     def write(self) -> Encoded:
-        roots = self.workflow.roots(self.schema.catalogue.output_classes)
-        if not roots:
+        if not self.roots:
             raise CodecError("workflow: no output node, expected one such as SaveImage")
-        for root in roots:
+        for root in self.roots:
             if root not in self.is_open:
-                self._open(root)
+                self._open(root, None, None)
             while self.stack:
                 self._continue(*self.stack.pop())
         self.tokens.append(voc.EOS)
         return Encoded(self.tokens, tuple(self.texts), tuple(self.seeds))
 
-    def _continue(self, node_id: str, node: Node, steps: tuple[Step, ...], at: int) -> None:
+    def _continue(self, node_id: str, node: Node, at: int, written: int) -> None:
         """Write a node's inputs until one opens a node, or the node is finished."""
-        for place in range(at, len(steps)):
-            step = steps[place]
-            value = node.inputs.get(step.name)
-            if type(value) is Link:
-                source = self._link(node_id, step, value)
-                if source is not None:
-                    self.stack.append((node_id, node, steps, place + 1))
-                    self._open(source)
-                    self._slot(source, step, value)
-                    return
-            elif value is None and step.name not in node.inputs:
-                self._absent(node_id, node, step)
-            else:
-                self._literal(node_id, node, step, value)
+        program, inputs = self.schema.program, node.inputs
+        while at:
+            step = program[at]
+            value = inputs.get(step.name, _ABSENT)
+            if value is _ABSENT:
+                at = self._absent(node_id, node, at)
+                continue
+            written += 1
+            if type(value) is not Link:
+                at = self._literal(node_id, node, step, value)
+                continue
+            at = step.next
+            if self._link(node_id, step, value):
+                self.stack.append((node_id, node, at, written))
+                self._open(value.node, step, value)
+                return
+        if written < len(inputs):
+            raise self._unknown(node_id, node)
         self.is_open[node_id] = False
         for fed in self.schema.feeds[node.class_type]:
             self.finished.setdefault(fed, []).append(node_id)
 
-    def _open(self, node_id: str) -> None:
-        node = self.workflow.nodes[node_id]
-        steps = self.schema.steps.get(node.class_type)
-        token = self.schema.vocabulary.class_ids.get(node.class_type)
-        if steps is None or token is None:
+    def _open(self, node_id: str, step: Step | None, link: Link | None) -> None:
+        """Open a node: an output node, or what a link of a step leads to."""
+        node = self.nodes[node_id]
+        at = self.schema.start.get(node.class_type, -1)
+        if at < 0:
             raise CodecError(f"node {node_id}: class {node.class_type} is not in the catalogue")
-        known = self.schema.catalogue.nodes[node.class_type].by_name
-        for name in node.inputs:
-            if name not in known:
+        if node.class_type in self.schema.start_linked and not self._plain_seeds(node, at):
+            if step is not None and step.opens_seed:
                 raise CodecError(
-                    f"node {node_id} ({node.class_type}): input {name} is not in the catalogue"
+                    f"node {node_id} ({node.class_type}): feeds a seed, expected integer seeds"
                 )
+            at = self.schema.start_linked[node.class_type]
+            self.tokens.append(voc.SEED_LINK)
         self.is_open[node_id] = True
-        self.tokens.append(token)
-        self.stack.append((node_id, node, steps, 0))
+        self.tokens.append(self.schema.vocabulary.class_ids[node.class_type])
+        if step is not None and link is not None:
+            self._slot(node.class_type, step, link)
+        self.stack.append((node_id, node, at, 0))
 
-    def _link(self, node_id: str, step: Step, link: Link) -> str | None:
-        """Write a reference and return None, or return the node to be written next."""
-        where = f"node {node_id}, input {step.name}"
-        source = self.workflow.nodes.get(link.node)
+    def _plain_seeds(self, node: Node, at: int) -> bool:
+        """Whether every seed of a node is an integer."""
+        while at:
+            step = self.schema.program[at]
+            if step.how == SEED and type(node.inputs.get(step.name)) is not int:
+                return False
+            at = step.next
+            if step.branches:
+                token = self._token(step, node.inputs.get(step.name))
+                at = step.branches.get(-1 if token is None else token, at)
+        return True
+
+    def _link(self, node_id: str, step: Step, link: Link) -> bool:
+        """Write a reference, or return whether the source is still to be written."""
+        source = self.nodes.get(link.node)
         if source is None:
-            raise CodecError(f"{where}: link to node {link.node}, which does not exist")
-        if source.class_type not in self.schema.steps:
-            raise CodecError(f"node {link.node}: class {source.class_type} is not in the catalogue")
-        matching = self.schema.slots[source.class_type, step.type]
-        if step.how == SEED or link.slot not in matching or len(matching) > voc.NUM_SLOTS:
-            want = "a literal seed" if step.how == SEED else f"an output of type {step.type}"
             raise CodecError(
-                f"{where}: link to output {link.slot} of {source.class_type}, expected {want}"
+                f"node {node_id}, input {step.name}: link to node {link.node}, which does not exist"
             )
-        if link.node not in self.is_open:
-            return link.node
-        if self.is_open[link.node]:
-            raise CodecError(f"{where}: link to node {link.node} closes a cycle")
+        if source.class_type not in self.schema.start:
+            raise CodecError(f"node {link.node}: class {source.class_type} is not in the catalogue")
+        if link.slot not in self.schema.slots[source.class_type, step.type]:
+            raise CodecError(
+                f"node {node_id}, input {step.name}: link to output {link.slot} of "
+                f"{source.class_type}, expected an output of type {step.type}"
+            )
+        is_open = self.is_open.get(link.node)
+        if is_open is None:
+            return True
+        if is_open:
+            raise CodecError(
+                f"node {node_id}, input {step.name}: link to node {link.node} closes a cycle"
+            )
         recent = reversed(self.finished[step.type])
         k = next(k for k, other in enumerate(recent) if other == link.node)
-        self.tokens.extend([voc.REF0 + k] if k < voc.NUM_REFS else _spell(k))
-        self._slot(link.node, step, link)
-        return None
+        if k < voc.NUM_REFS:
+            self.tokens.append(voc.REF0 + k)
+        elif step.how == LINK:
+            self.tokens.extend(_spell(k))
+        else:
+            # A number would be a literal here; a list of two never is one.
+            self.tokens.extend(_spell([k, link.slot]))
+            return False
+        self._slot(source.class_type, step, link)
+        return False
 
-    def _slot(self, source: str, step: Step, link: Link) -> None:
-        matching = self.schema.slots[self.workflow.nodes[source].class_type, step.type]
+    def _slot(self, class_type: str, step: Step, link: Link) -> None:
+        matching = self.schema.slots[class_type, step.type]
         if len(matching) > 1:
-            self.tokens.append(voc.SLOT0 + matching.index(link.slot))
+            index = matching.index(link.slot)
+            few = index < voc.NUM_SLOTS
+            self.tokens.extend([voc.SLOT0 + index] if few else _spell(index))
 
-    def _absent(self, node_id: str, node: Node, step: Step) -> None:
-        # A seed has no token that could say it is absent.
-        if step.required or step.how == SEED:
+    def _absent(self, node_id: str, node: Node, at: int) -> int:
+        """Write that an input is left out, or that a growing input ends; returns the position."""
+        step = self.schema.program[at]
+        if step.stop >= 0 and not self._grows_on(node, at):
+            self.tokens.append(voc.END)
+            return step.stop
+        if step.required and not step.opens_seed:
             raise CodecError(f"node {node_id} ({node.class_type}): input {step.name} is missing")
         self.tokens.append(voc.NONE_ID)
+        return step.next
 
-    def _literal(self, node_id: str, node: Node, step: Step, value: Literal | Link) -> None:
-        if step.how == SEED and type(value) is int:
+    def _grows_on(self, node: Node, at: int) -> bool:
+        """Whether a growing input has a part behind this position."""
+        stop = self.schema.program[at].stop
+        while at != stop:
+            step = self.schema.program[at]
+            if step.name in node.inputs:
+                return True
+            at = step.next
+        return False
+
+    def _literal(self, node_id: str, node: Node, step: Step, value: Literal) -> int:
+        """Write a literal; returns the position that follows."""
+        tokens, how = self.tokens, step.how
+        if how == SEED and type(value) is int:
             self.seeds.append(value)
-        elif step.how == TEXT and isinstance(value, str):
-            self.tokens.append(self._text_token(value))
-            self.texts.append(value)
-        elif step.how in (LINK, SEED):
-            want = "a link" if step.how == LINK else "an integer"
+            if step.opens_seed:
+                tokens.append(voc.SEED_LINK)
+            return step.next
+        if how == LINK and not step.takes_literal:
             raise CodecError(
                 f"node {node_id} ({node.class_type}), input {step.name}: "
-                f"got {str(value)[:40]!r}, expected {want}"
+                f"got {str(value)[:40]!r}, expected a link"
             )
+        token = self._token(step, value)
+        if token is not None:
+            tokens.append(token)
+            return step.branches.get(token, step.next)
+        if isinstance(value, str) and step.takes_text:
+            tokens.append(self._text_token(step, value))
+            self.texts.append(value)
         else:
-            token = self._token(step, value)
-            self.tokens.extend(_spell(value) if token is None else [token])
+            tokens.extend(_escape(value) if how == LINK else _spell(value))
+        return step.next
 
-    def _token(self, step: Step, value: Literal | Link) -> int | None:
+    def _token(self, step: Step, value: Any) -> int | None:
         """The token of a value or file, if it has one."""
         schema = self.schema
         if step.how == VALUE:
@@ -264,15 +329,36 @@ class _Writer:
             return None if key is None else schema.vocabulary.file_ids.get(key)
         return None
 
-    def _text_token(self, text: str) -> int:
+    def _text_token(self, step: Step, text: str) -> int:
         if text == PROMPT or (self.prompt is not None and text == self.prompt):
             return voc.PROMPT_ID
-        if text in ("", NEGATIVE) or (self.negative is not None and text == self.negative):
+        if text == NEGATIVE or (self.negative is not None and text == self.negative):
             return voc.NEGATIVE_ID
-        return voc.TEXT_ID
+        # An empty line is content, but an empty text of several lines is no negative prompt.
+        return voc.NEGATIVE_ID if text == "" and step.how == TEXT else voc.TEXT_ID
+
+    def _unknown(self, node_id: str, node: Node) -> CodecError:
+        """The error of a node that has an input which its class has not."""
+        spec = self.schema.catalogue.nodes[node.class_type]
+        known = {item.name for item in active_inputs(spec, node.inputs)}
+        name = next(name for name in node.inputs if name not in known)
+        return CodecError(
+            f"node {node_id} ({node.class_type}): input {name} is not in the catalogue"
+        )
 
 
 def _spell(value: Any) -> list[int]:
+    """A number by its characters, anything else as an escape."""
+    if type(value) is int or (type(value) is float and math.isfinite(value)):
+        try:
+            spelled = [voc.SPELL0 + NUMERALS.index(c) for c in repr(value)]
+        except ValueError as error:
+            raise CodecError(f"value of {value.bit_length()} bits: {error}") from error
+        return [voc.NUMBER, *spelled, voc.NUMBER]
+    return _escape(value)
+
+
+def _escape(value: Any) -> list[int]:
     try:
         digits = json.dumps(value).encode().hex()
     except (TypeError, ValueError, RecursionError) as error:

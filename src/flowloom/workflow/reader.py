@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,17 @@ import numpy as np
 
 from flowloom.workflow import vocabulary as voc
 from flowloom.workflow.graph import NEGATIVE, PROMPT, Link, Node, Workflow
-from flowloom.workflow.steps import FILE, LINK, SEED, TEXT, VALUE, CodecError, Schema, Step
+from flowloom.workflow.steps import (
+    DONE,
+    FILE,
+    LINK,
+    NUMERALS,
+    SEED,
+    VALUE,
+    CodecError,
+    Schema,
+    Step,
+)
 
 TEMPLATE = {voc.PROMPT_ID: PROMPT, voc.NEGATIVE_ID: NEGATIVE, voc.TEXT_ID: ""}
 _OUTSIDE = Step("", LINK, "", "", True, voc.END_FIELD)
@@ -27,11 +38,10 @@ class Parsed(NamedTuple):
 class _Open:
     """An open node: `number` in order of opening, `slot` of it that its holder links to."""
 
-    __slots__ = ("at", "class_type", "inputs", "number", "slot", "steps")
+    __slots__ = ("at", "class_type", "inputs", "number", "slot")
 
-    def __init__(self, class_type: str, steps: tuple[Step, ...], number: int, slot: int) -> None:
-        self.class_type, self.steps, self.number, self.slot = class_type, steps, number, slot
-        self.at = 0
+    def __init__(self, class_type: str, at: int, number: int, slot: int) -> None:
+        self.class_type, self.at, self.number, self.slot = class_type, at, number, slot
         self.inputs: dict[str, Any] = {}
 
 
@@ -67,32 +77,37 @@ class Reader:
             CodecError: the tokens are no code, or texts or seeds are too few.
         """
         stack, tokens, size = self.stack, self.tokens, len(self.rows)
+        program = self.schema.program
         while True:
             top = stack[-1] if stack else None
             if top is None:
-                self.step = _OUTSIDE
-            elif top.at == len(top.steps):
+                step = self.step = _OUTSIDE
+            elif top.at == DONE:
                 self._finish(stack.pop())
                 continue
             else:
-                self.step = top.steps[top.at]
-                if self.step.how == SEED:
-                    self._seed(top)
+                step = self.step = program[top.at]
+                if step.how == SEED and not step.opens_seed:
+                    top.inputs[step.name] = self._seed()
+                    top.at = step.next
                     continue
             if self.at >= len(tokens) or not 0 <= tokens[self.at] < size:
                 raise self._error("a token of the vocabulary")
             token = tokens[self.at]
             self.numbers.append(0 if top is None else top.number)
-            self.fields.append(self.step.field)
-            if top is None:
-                if token == voc.EOS and self.nodes:
-                    return Parsed(Workflow(self.nodes), self.numbers, self.fields)
-                self._open_root()
-            elif self.rows[token].group == "class":
-                self._open_child(top)
+            self.fields.append(step.field)
+            if top is None and token == voc.EOS and self.nodes:
+                return Parsed(Workflow(self.nodes), self.numbers, self.fields)
+            if self.rows[token].group == "class":
+                self._open(top, linked=False)
+            elif token == voc.SEED_LINK and not step.opens_seed:
+                self.numbers[-1], self.fields[-1] = self.num_opened, voc.CLASS_FIELD
+                self._mark(0 if top is None else top.number, 1)
+                self._open(top, linked=True)
+            elif top is None:
+                raise self._error("an output node" + (" or <eos>" if self.nodes else ""))
             else:
-                self._fill(top, token)
-                top.at += 1
+                top.at = self._fill(top, token)
             self.at += 1
 
     def _finish(self, node: _Open) -> None:
@@ -102,53 +117,66 @@ class Reader:
             self.finished.setdefault(fed, []).append(node_id)
         if self.stack:
             holder = self.stack[-1]
-            holder.inputs[holder.steps[holder.at].name] = Link(node_id, node.slot)
-            holder.at += 1
+            step = self.schema.program[holder.at]
+            holder.inputs[step.name] = Link(node_id, node.slot)
+            holder.at = step.next
 
-    def _seed(self, top: _Open) -> None:
+    def _seed(self) -> int:
         if self.seeds is not None and self.num_seeds >= len(self.seeds):
             raise CodecError(f"seeds: got {len(self.seeds)}, expected more")
-        top.inputs[self.step.name] = 0 if self.seeds is None else self.seeds[self.num_seeds]
         self.num_seeds += 1
-        top.at += 1
+        return 0 if self.seeds is None else self.seeds[self.num_seeds - 1]
 
-    def _open_root(self) -> None:
-        class_type = self.rows[self.tokens[self.at]].value
-        if class_type not in self.schema.catalogue.output_classes:
+    def _open(self, top: _Open | None, linked: bool) -> None:
+        """Open the node of the present class token; `linked` says that <seed> stood before it."""
+        token = self.tokens[self.at] if self.at < len(self.tokens) else -1
+        class_type = self.rows[token].value if 0 <= token < len(self.rows) else None
+        starts = self.schema.start_linked if linked else self.schema.start
+        if class_type not in starts:
+            raise self._error("a class with a seed" if linked else "a class of the catalogue")
+        matching: tuple[int, ...] = (0,)
+        if top is not None:
+            matching = self.schema.slots[class_type, self.step.type]
+            if not matching:
+                raise self._error(f"a node with an output of type {self.step.type}")
+        elif class_type not in self.schema.catalogue.output_classes:
             raise self._error("an output node" + (" or <eos>" if self.nodes else ""))
-        self._push(class_type, 0)
-
-    def _open_child(self, top: _Open) -> None:
-        class_type = self.rows[self.tokens[self.at]].value
-        matching = self.schema.slots.get((class_type, self.step.type))
-        if not matching:
-            raise self._error(f"a node with an output of type {self.step.type}")
-        self._push(class_type, matching[0])
-        if len(matching) > 1:
-            self.stack[-1].slot = self._slot(top, matching)
-
-    def _push(self, class_type: str, slot: int) -> None:
         self.numbers[-1], self.fields[-1] = self.num_opened, voc.CLASS_FIELD
-        self.stack.append(_Open(class_type, self.schema.steps[class_type], self.num_opened, slot))
+        node = _Open(class_type, starts[class_type], self.num_opened, matching[0])
         self.num_opened += 1
+        if top is not None and len(matching) > 1:
+            node.slot = self._slot(top, matching)
+        self.stack.append(node)
 
-    def _fill(self, top: _Open, token: int) -> None:
+    def _fill(self, top: _Open, token: int) -> int:
+        """Fill the present hole by a token that opens no node; returns the position after it."""
         step, row = self.step, self.rows[token]
-        if (row.group == "value" and step.how == VALUE) or (
-            row.group == "file" and step.how == FILE
-        ):
-            if row.kind != step.kind:
-                raise self._error(f"a value of kind {step.kind}")
+        value: Any
+        if row.group == "value" or row.group == "file":
+            if step.how != (VALUE if row.group == "value" else FILE) or row.kind != step.kind:
+                raise self._error(self._wanted())
             top.inputs[step.name] = row.value
-        elif token in TEMPLATE and step.how == TEXT:
-            top.inputs[step.name] = self._text(token)
-        elif row.group == "ref":
-            top.inputs[step.name] = self._reference(top, row.value)
-        elif token == voc.ESCAPE:
-            value = self._spelled(top)
-            top.inputs[step.name] = self._reference(top, value) if step.how == LINK else value
-        elif token != voc.NONE_ID or step.required:
-            raise self._error(f"a token for an input of type {step.type}")
+            return step.branches.get(token, step.next)
+        if row.group == "ref":
+            value = self._reference(top, row.value)
+        elif token in TEMPLATE and step.takes_text:
+            value = self._text(token)
+        elif token == voc.SEED_LINK:
+            value = self._seed()
+        elif token == voc.END and step.stop >= 0:
+            return step.stop
+        elif token == voc.NONE_ID and (step.opens_seed or not step.required):
+            return step.next
+        elif token == voc.NUMBER:
+            value = self._number(top)
+            if step.how == LINK:
+                value = self._reference(top, value)
+        elif token == voc.ESCAPE and step.takes_literal:
+            value = self._escaped(top)
+        else:
+            raise self._error(self._wanted())
+        top.inputs[step.name] = value
+        return step.next
 
     def _text(self, token: int) -> str:
         self.num_texts += 1
@@ -160,7 +188,8 @@ class Reader:
             raise CodecError(f"texts: got {len(self.texts)}, expected more")
         return self.texts[self.num_texts - 1]
 
-    def _reference(self, top: _Open, k: Any) -> Link:
+    def _reference(self, top: _Open, k: Any, slot: int | None = None) -> Link:
+        """The k-th most recent node that fits; its slot is given or read."""
         candidates = self.finished.get(self.step.type, ())
         if type(k) is not int or not 0 <= k < len(candidates):
             raise self._error(
@@ -168,35 +197,66 @@ class Reader:
             )
         source = candidates[-1 - k]
         matching = self.schema.slots[self.nodes[source].class_type, self.step.type]
-        return Link(source, matching[0] if len(matching) == 1 else self._slot(top, matching))
+        if slot is None:
+            slot = matching[0] if len(matching) == 1 else self._slot(top, matching)
+        elif slot not in matching:
+            raise self._error(f"a reference to an output of type {self.step.type}")
+        return Link(source, slot)
 
     def _slot(self, top: _Open, matching: tuple[int, ...]) -> int:
-        self._mark(top, 1)
-        index = self.tokens[self.at] - voc.SLOT0 if self.at < len(self.tokens) else -1
-        if not 0 <= index < len(matching):
+        self._mark(top.number, 1)
+        token = self.tokens[self.at] if self.at < len(self.tokens) else -1
+        index = self._number(top) if token == voc.NUMBER else token - voc.SLOT0
+        if type(index) is not int or not 0 <= index < len(matching):
             raise self._error(f"<slot0> to <slot{len(matching) - 1}>")
         return matching[index]
 
-    def _spelled(self, top: _Open) -> Any:
-        """The value spelled from the present <esc> on; moves to its closing <esc>."""
-        tokens, start, stop = self.tokens, self.at + 1, self.at + 1
-        while stop < len(tokens) and 0 <= tokens[stop] - voc.SPELL0 < voc.NUM_SPELL:
-            stop += 1
-        digits = "".join(f"{token - voc.SPELL0:x}" for token in tokens[start:stop])
-        if stop >= len(tokens) or tokens[stop] != voc.ESCAPE:
-            raise self._error("a closing <esc>")
+    def _number(self, top: _Open) -> int | float:
+        """The number spelled from the present <num> on; moves to its closing <num>."""
+        spelled = self._spelled(voc.NUMBER, len(NUMERALS))
+        text = "".join(NUMERALS[k] for k in spelled)
         try:
-            value = json.loads(bytes.fromhex(digits))
-        except (ValueError, RecursionError) as error:
-            raise self._error(f"the hex digits of JSON ({error})") from error
-        self._mark(top, stop - self.at)
+            value = json.loads(text)
+        except ValueError as error:
+            raise self._error(f"a number, got {text[:40]!r}") from error
+        if not math.isfinite(value):
+            raise self._error(f"a finite number, got {text[:40]}")
+        self._mark(top.number, len(spelled) + 1)
         return value
 
-    def _mark(self, top: _Open, count: int) -> None:
+    def _escaped(self, top: _Open) -> Any:
+        """The value spelled from the present <esc> on; moves to its closing <esc>."""
+        spelled = self._spelled(voc.ESCAPE, voc.NUM_SPELL)
+        try:
+            value = json.loads(bytes.fromhex("".join(f"{k:x}" for k in spelled)))
+        except (ValueError, RecursionError) as error:
+            raise self._error(f"the hex digits of JSON ({error})") from error
+        self._mark(top.number, len(spelled) + 1)
+        if isinstance(value, list) and len(value) == 2:
+            k, slot = value
+            return self._reference(top, k, slot if type(slot) is int else -1)
+        return value
+
+    def _spelled(self, mark: int, num_symbols: int) -> list[int]:
+        """Symbols between the present token and the same token again."""
+        tokens, stop = self.tokens, self.at + 1
+        while stop < len(tokens) and 0 <= tokens[stop] - voc.SPELL0 < num_symbols:
+            stop += 1
+        if stop >= len(tokens) or tokens[stop] != mark:
+            raise self._error(f"a closing {self.rows[mark].text}")
+        return [token - voc.SPELL0 for token in tokens[self.at + 1 : stop]]
+
+    def _mark(self, number: int, count: int) -> None:
         """Move on by tokens that fill the same hole as the present one."""
         self.at += count
-        self.numbers.extend([top.number] * count)
+        self.numbers.extend([number] * count)
         self.fields.extend([self.step.field] * count)
+
+    def _wanted(self) -> str:
+        step = self.step
+        if step.how == VALUE or step.how == FILE:
+            return f"a value of kind {step.kind}"
+        return f"a token for an input of type {step.type}"
 
     def _error(self, expected: str) -> CodecError:
         got = "the end"

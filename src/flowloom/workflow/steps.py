@@ -16,11 +16,14 @@ from typing import Any, NamedTuple
 
 from flowloom.workflow import vocabulary as voc
 from flowloom.workflow.catalogue import Catalogue
-from flowloom.workflow.inputs import MATCH, InputSpec
+from flowloom.workflow.inputs import LITERAL_TYPES, MATCH, InputSpec
 from flowloom.workflow.vocabulary import Vocabulary
 
 LINK, VALUE, FILE, TEXT, SEED = range(5)
+_CLOSED = frozenset({"INT", "FLOAT", "BOOLEAN", "COMBO"})  # types of a literal that is no text
 _ANY = frozenset({"*", MATCH})
+_OPEN = LITERAL_TYPES | _ANY
+NUMERALS = "0123456789.-+e"  # what the first spell tokens stand for between two <num>
 DONE = 0  # the position behind a node's last hole
 
 
@@ -53,6 +56,10 @@ class Step(NamedTuple):
     """Of a growing input: position after <end>; -1 where <end> is not legal."""
     opens_seed: bool = False
     """Of a SEED: whether it is a hole (the class stood behind <seed>)."""
+    takes_text: bool = False
+    """Whether a string without a token of its own is a text, kept beside."""
+    takes_literal: bool = True
+    """Of a LINK: whether an escaped literal may stand there, as the server has it."""
 
 
 class Schema:
@@ -165,6 +172,8 @@ class Schema:
                 MappingProxyType(branches),
                 stop,
                 seeds and how == SEED,
+                how == TEXT or (how == VALUE and not _CLOSED.intersection(type_.split(","))),
+                how != LINK or not _OPEN.isdisjoint(type_.split(",")),
             )
         )
         self.specs.append(spec)
