@@ -3,10 +3,11 @@
 The code is written top-down from the output nodes, depth first, each class by its program of holes
 (`steps`). A link is a class token (a new node follows) or a reference to the k-th most recent
 finished node that has an output of the type; a slot token follows where several outputs have it. A
-literal is one value token, a file one file token; <none> is an input left out, <end> ends a growing
-input. Contents that are the user's are kept beside: a seed takes no token, a text (any string that
-has no token of its own) takes one. Other numbers are spelled by <num>, their characters, <num>;
-the rest by <esc>, hex digits of its JSON, <esc>.
+literal is one value token, a file one file token; <end> ends a growing input, <none> is an input
+left out (a required one too: the code holds faulty workflows as well). Contents that are the user's
+are kept beside: a seed takes no token, a text (any string that has no token of its own) takes one.
+Other numbers are spelled by <num>, their characters, <num>; the rest by <esc>, hex digits of its
+JSON, <esc>.
 
 <seed> before a class says that a seed of that node is no plain integer; every seed of it is then a
 hole. Two rare codes: a far reference (beyond the reference tokens) is the number k in a socket, and
@@ -109,7 +110,7 @@ class Codec:
             negative: A text equal to this is a negative slot, as "" and "{negative}" are.
 
         Raises:
-            CodecError: no output node, unknown class or input, missing input, cycle, wrong link.
+            CodecError: no output node, unknown class or input, cycle, wrong link.
         """
         return _Writer(self.schema, workflow, prompt, negative).write()
 
@@ -181,9 +182,9 @@ class _Writer:
         program, inputs = self.schema.program, node.inputs
         while at:
             step = program[at]
-            value = inputs.get(step.name, _ABSENT)
+            value: Any = inputs.get(step.name, _ABSENT)
             if value is _ABSENT:
-                at = self._absent(node_id, node, at)
+                at = self._absent(node, at)
                 continue
             written += 1
             if type(value) is not Link:
@@ -272,14 +273,12 @@ class _Writer:
             few = index < voc.NUM_SLOTS
             self.tokens.extend([voc.SLOT0 + index] if few else _spell(index))
 
-    def _absent(self, node_id: str, node: Node, at: int) -> int:
+    def _absent(self, node: Node, at: int) -> int:
         """Write that an input is left out, or that a growing input ends; returns the position."""
         step = self.schema.program[at]
         if step.stop >= 0 and not self._grows_on(node, at):
             self.tokens.append(voc.END)
             return step.stop
-        if step.required and not step.opens_seed:
-            raise CodecError(f"node {node_id} ({node.class_type}): input {step.name} is missing")
         self.tokens.append(voc.NONE_ID)
         return step.next
 
@@ -353,7 +352,7 @@ def _spell(value: Any) -> list[int]:
         try:
             spelled = [voc.SPELL0 + NUMERALS.index(c) for c in repr(value)]
         except ValueError as error:
-            raise CodecError(f"value of {value.bit_length()} bits: {error}") from error
+            raise CodecError(f"value: {error}") from error
         return [voc.NUMBER, *spelled, voc.NUMBER]
     return _escape(value)
 

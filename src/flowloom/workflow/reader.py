@@ -165,7 +165,7 @@ class Reader:
             value = self._seed()
         elif token == voc.END and step.stop >= 0:
             return step.stop
-        elif token == voc.NONE_ID and (step.opens_seed or not step.required):
+        elif token == voc.NONE_ID:
             return step.next
         elif token == voc.NUMBER:
             value = self._number(top)
