@@ -3,7 +3,8 @@
 A weights file (`data/weights*.json`) gives relative weights of tokens by field. Its parts:
 
 - ``fields``: by ``Class.input``, by ``input`` (of any class) or ``*`` (the output node), several
-  separated by spaces; token text -> weight, ``ref`` for any reference, ``*`` for all not named.
+  separated by spaces; value, file or token text -> weight, ``ref`` for any reference, ``*`` for
+  all that are not named.
 - ``recipes``: the same for workflows of some ``families`` or ``files``, from the file on.
 - ``affinity``: classes that suit some families only, when they come before the model's file.
 - ``pairs``: weights of an input's tokens after the token before it (a height after a width).
@@ -26,6 +27,7 @@ from flowloom.workflow.pushdown import State
 
 FLOOR = 1e-9  # keeps a legal token drawable where every weight is zero
 _MODEL_ROLES = ("checkpoint", "diffusion_model")
+_VALUED = ("value", "file")
 _SLOTS = np.arange(voc.SLOT0, voc.SLOT0 + voc.NUM_SLOTS)
 _REFS = np.arange(voc.REF0, voc.REF0 + voc.NUM_REFS)
 
@@ -93,6 +95,7 @@ class Weigher:
         self.grammar, self.context = grammar, weights["context"]
         self.names = {token.text: k for k, token in enumerate(grammar.vocabulary.tokens)}
         self._known = {t for name in ("weights", "weights-t2i") for t in _texts_of(name)}
+        self._found: dict[int, dict[str, int]] = {}
         self._index_support()
         self._fill_table(weights)
         self._mark_fields(weights)
@@ -186,12 +189,21 @@ class Weigher:
             row[~refs] = entries["*"]
         if "ref" in entries:
             row[refs] = entries["ref"]
+        places = self._places(field)
         for text, weight in entries.items():
-            token = self.names.get(text)
-            if token is not None:
-                row[(columns == token) & self.inside[field]] = weight
-            elif text not in ("*", "ref") and text not in self._known:
+            if text in places:
+                row[places[text]] = weight
+            elif text not in ("*", "ref") and not (text in self.names or text in self._known):
                 raise ValueError(f"weights of {key}: the vocabulary has no token {text!r}")
+
+    def _places(self, field: int) -> dict[str, int]:
+        """Where in the support of a field a token is, by its text and by its value."""
+        if field not in self._found:
+            tokens = [self.grammar.vocabulary.tokens[c] for c in self.columns[field]]
+            tokens = tokens[: int(self.inside[field].sum())]
+            by_value = {str(t.value): k for k, t in enumerate(tokens) if t.group in _VALUED}
+            self._found[field] = by_value | {t.text: k for k, t in enumerate(tokens)}
+        return self._found[field]
 
     def _mark_fields(self, weights: Mapping[str, Any]) -> None:
         g, tokens = self.grammar, self.grammar.vocabulary.tokens
@@ -237,15 +249,16 @@ class Weigher:
         self.pair_row = np.zeros(g.vocabulary.size, np.int32)
         rows = [np.ones(g.vocabulary.size, np.float32)]
         inputs = np.array([name for _, name in g.vocabulary.fields])
+        tokens = g.vocabulary.tokens
+        texts = np.array([str(t.value) if t.group in _VALUED else t.text for t in tokens])
         for names, after in pairs.items():
             self.paired |= np.isin(inputs, names.split())
-            for text, entries in after.items():
-                if text in self.names:
-                    self.pair_row[self.names[text]] = len(rows)
-                    row = np.full(g.vocabulary.size, entries.get("*", 1.0), np.float32)
-                    known = {self.names[t]: w for t, w in entries.items() if t in self.names}
-                    row[list(known)] = list(known.values())
-                    rows.append(row)
+            for before, entries in after.items():
+                self.pair_row[texts == before] = len(rows)
+                row = np.full(len(tokens), entries.get("*", 1.0), np.float32)
+                for text, weight in entries.items():
+                    row[texts == text] = weight
+                rows.append(row)
         self.pair_table = np.stack(rows)
 
     # -- use -------------------------------------------------------------------------------------
