@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         NodeSpec,
     )
     from flowloom.workflow.codec import Codec, CodecError, Encoded, decode, encode
+    from flowloom.workflow.comparison import differences
     from flowloom.workflow.grammar import Grammar, GrammarError
     from flowloom.workflow.graph import Link, Node, Workflow, WorkflowError
     from flowloom.workflow.mutation import mutate, mutate_all
@@ -45,6 +46,7 @@ __all__ = [
     "Workflow",
     "WorkflowError",
     "decode",
+    "differences",
     "encode",
     "is_valid",
     "mutate",
@@ -57,6 +59,7 @@ _MODULES = {
     "graph": ("Link", "Node", "Workflow", "WorkflowError"),
     "catalogue": ("Catalogue", "CatalogueError", "InputSpec", "Limits", "ModelFile", "NodeSpec"),
     "codec": ("Codec", "CodecError", "Encoded", "decode", "encode"),
+    "comparison": ("differences",),
     "grammar": ("Grammar", "GrammarError"),
     "mutation": ("mutate", "mutate_all"),
     "sampling": ("random_workflows",),
