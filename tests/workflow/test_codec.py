@@ -109,6 +109,35 @@ def test_off_grid_numbers_are_spelled(codec):
     assert [t - voc.SPELL0 for t in code.tokens[start + 1 : start + 5]] == [5, 11, 5, 13]
 
 
+def spelled_numbers(code):
+    """What stands between <num> and <num>."""
+    text = "".join("#" if t == voc.NUMBER else " " for t in code.tokens)
+    assert text.count("#") == 2
+    inside = code.tokens[text.index("#") + 1 : text.rindex("#")]
+    return "".join("0123456789.-+e"[t - voc.SPELL0] for t in inside)
+
+
+@pytest.mark.parametrize(
+    ("value", "spelled"),
+    [
+        (3.1000000000000005, "3.1+1"),  # the float after 3.1
+        (0.30000000000000004, "0.3+1"),
+        (-0.7999999999999999, "-0.8+1"),
+        (8.000000000000002, "8.0+1"),
+        (1.2345e-7, "1.2345e-07"),
+        (0.1234567890123456, "0.1234567890123456"),  # far from anything short
+        (1.7976931348623157e308, "1.7976931348623157e+308"),
+        (5e-324, "5e-324"),
+    ],
+)
+def test_rounding_errors_are_spelled_short(codec, value, spelled):
+    code = same_after_decoding(plain(n3_cfg=value), codec)
+    assert spelled_numbers(code) == spelled
+    (cfg,) = [n.inputs["cfg"] for n in decode(code.tokens, codec, code.texts).nodes.values()
+              if "cfg" in n.inputs]  # fmt: skip
+    assert repr(cfg) == repr(value)
+
+
 def test_off_grid_strings_are_texts(codec):
     code = same_after_decoding(plain(n9_filename_prefix="mine"), codec)
     assert code.tokens[-2] == voc.TEXT_ID

@@ -40,6 +40,7 @@ from flowloom.workflow.steps import (
     Schema,
     Step,
     identity,
+    shifted,
 )
 from flowloom.workflow.vocabulary import Vocabulary
 
@@ -350,11 +351,27 @@ def _spell(value: Any) -> list[int]:
     """A number by its characters, anything else as an escape."""
     if type(value) is int or (type(value) is float and math.isfinite(value)):
         try:
-            spelled = [voc.SPELL0 + NUMERALS.index(c) for c in repr(value)]
+            spelled = [voc.SPELL0 + NUMERALS.index(c) for c in _numeral(value)]
         except ValueError as error:
             raise CodecError(f"value: {error}") from error
         return [voc.NUMBER, *spelled, voc.NUMBER]
     return _escape(value)
+
+
+def _numeral(value: int | float) -> str:
+    """A number as JSON has it; what rounding errors left, as its distance from a short number.
+
+    Editors add steps to a float, so that 3.1000000000000005, the next float after 3.1, is common:
+    "3.1+1".
+    """
+    text = repr(value)
+    if isinstance(value, int):
+        return text
+    near = float(f"{value:.12g}")
+    steps = round((value - near) / math.ulp(near))
+    short = f"{near!r}{steps:+d}"
+    fits = 0 < abs(steps) < 10_000 and shifted(near, steps) == value
+    return short if fits and len(short) < len(text) else text
 
 
 def _escape(value: Any) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -21,9 +22,11 @@ from flowloom.workflow.steps import (
     CodecError,
     Schema,
     Step,
+    shifted,
 )
 
 TEMPLATE = {voc.PROMPT_ID: PROMPT, voc.NEGATIVE_ID: NEGATIVE, voc.TEXT_ID: ""}
+_SHIFTED = re.compile(r"(.*[0-9])([+-][0-9]{1,4})")
 _OUTSIDE = Step("", LINK, "", "", True, voc.END_FIELD)
 
 
@@ -215,9 +218,12 @@ class Reader:
         """The number spelled from the present <num> on; moves to its closing <num>."""
         spelled = self._spelled(voc.NUMBER, len(NUMERALS))
         text = "".join(NUMERALS[k] for k in spelled)
+        shift = _SHIFTED.fullmatch(text)
         try:
-            value = json.loads(text)
-        except ValueError as error:
+            value = json.loads(text if shift is None else shift[1])
+            if shift is not None:
+                value = shifted(float(value), int(shift[2]))
+        except (ValueError, OverflowError) as error:
             raise self._error(f"a number, got {text[:40]!r}") from error
         if not math.isfinite(value):
             raise self._error(f"a finite number, got {text[:40]}")

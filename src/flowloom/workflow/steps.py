@@ -9,6 +9,7 @@ and by the tables of `grammar`.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -172,12 +173,17 @@ class Schema:
                 MappingProxyType(branches),
                 stop,
                 seeds and how == SEED,
-                how == TEXT or (how == VALUE and not _CLOSED.intersection(type_.split(","))),
+                self._takes_text(how, type_, spec),
                 how != LINK or not _OPEN.isdisjoint(type_.split(",")),
             )
         )
         self.specs.append(spec)
         return len(self.program) - 1
+
+    def _takes_text(self, how: int, type_: str, spec: InputSpec) -> bool:
+        """Whether any string may fill an input; a list of options that is empty binds nothing."""
+        closed = _CLOSED.intersection(type_.split(",")) - (set() if spec.options else {"COMBO"})
+        return how == TEXT or (how == VALUE and not closed)
 
     def _how(self, class_type: str, spec: InputSpec, field_name: str) -> tuple[int, str]:
         """What fills an input, and its value kind or folder."""
@@ -217,6 +223,11 @@ def types_match(output: str, wanted: str) -> bool:
     if "," in output or "," in wanted:
         return bool(set(output.split(",")) & set(wanted.split(",")))
     return False
+
+
+def shifted(value: float, steps: int) -> float:
+    """The float that many units in the last place away (exact below the next power of two)."""
+    return value + steps * math.ulp(value)
 
 
 def identity(value: Any) -> tuple[type, Any] | None:

@@ -127,12 +127,10 @@ def grid(
         return [[option] for option in spec.options] if spec.multiselect else list(spec.options)
     rule = rule_for(class_type, spec, name)
     grids = rules()["grids"].get(rule["kind"], {"default": []})
-    own = [grids.get(family) for family in families]
-    values = [v for values in own for v in values or ()]
-    if not own or None in own:
-        values += grids["default"]
-    values = [v for v in values if v in rule.get("only", values)]
-    if (not own or None in own) and spec.default is not None:
+    chosen = dict.fromkeys(f if f in grids else "default" for f in families) or ["default"]
+    kept = rule.get("only", {})
+    values = [v for entry in chosen for v in grids[entry] if v in kept.get(entry, grids[entry])]
+    if "default" in chosen and spec.default is not None:
         values.append(spec.default)
     if spec.type in ("INT", "FLOAT"):
         cast = int if spec.type == "INT" else float
