@@ -1,22 +1,73 @@
-"""`catalogue show`, `catalogue snapshot` and `catalogue diff`."""
+"""`catalogue show`, `catalogue snapshot` and `catalogue diff`; where catalogues are found."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import re
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from flowloom.cli import NO, OK
-from flowloom.cli.output import print_json, print_table, warn
-from flowloom.workflow import Catalogue
+from flowloom.cli.output import (
+    Lines,
+    counted,
+    print_json,
+    print_table,
+    warn,
+    written_whole,
+)
+from flowloom.runs import data_dir
+from flowloom.workflow import Catalogue, CatalogueError, ModelFile
+from flowloom.workflow.catalogue_diff import Difference, difference
+
+_SUFFIXES = (".json", ".json.gz")
+_NAME = re.compile(r"[\w.-]+")
+_HEADER = re.compile(r"([A-Za-z0-9!#$%&'*+.^_`|~-]+)=([^\r\n]*)")
+
+
+def open_catalogue(source: str, headers: Sequence[str] = ()) -> Catalogue:
+    """A catalogue by the name of a shipped one, a file, or the address of a server.
+
+    Args:
+        source: "embedded", a name in `data/catalogues`, a .json or .json.gz file, http://HOST:PORT.
+        headers: "NAME=VALUE" sent along to a server.
+
+    Raises:
+        ValueError: It cannot be read, or a header has another form.
+    """
+    sent = read_headers(headers)
+    if sent and not source.startswith(("http://", "https://")):
+        warn(f"--header is not used: {source} is no server")
+    if source == "embedded" or source.endswith(_SUFFIXES) or not _NAME.fullmatch(source):
+        return Catalogue.load(source, sent)
+    folder = data_dir() / "catalogues"
+    path = folder / f"{source}.json.gz"
+    if not path.is_file():
+        shipped = sorted(file.name.removesuffix(".json.gz") for file in folder.glob("*.json.gz"))
+        raise CatalogueError(
+            f"catalogue: got {source!r}, expected {', '.join(['embedded', *shipped])}, "
+            "http://HOST:PORT, or a .json or .json.gz file"
+        )
+    return Catalogue.load(path)
+
+
+def read_headers(headers: Sequence[str]) -> dict[str, str]:
+    """Headers by name.
+
+    Raises:
+        ValueError: One is not NAME=VALUE. The message does not repeat it: it may be a secret.
+    """
+    found = [_HEADER.fullmatch(header) for header in headers]
+    if None in found:
+        raise ValueError(f"--header number {found.index(None) + 1}: expected NAME=VALUE")
+    return {match[1]: match[2] for match in found if match is not None}
 
 
 def show(parsed: Namespace) -> int:
     """Print a catalogue: classes, files, limits."""
-    catalogue = Catalogue.load(parsed.catalogue)
+    catalogue = open_catalogue(parsed.catalogue, parsed.header)
     if parsed.json:
         print_json({"hash": catalogue.hash, **catalogue.to_json()})
         return OK
@@ -41,49 +92,97 @@ def show(parsed: Namespace) -> int:
 
 def snapshot(parsed: Namespace) -> int:
     """Save a catalogue; the bytes depend on its content only."""
-    catalogue = Catalogue.load(parsed.catalogue)
-    out = Path(parsed.out)
-    if not out.name.endswith((".json", ".json.gz")):
+    if not parsed.out.endswith(_SUFFIXES):
         raise ValueError(
             f"--out: got {parsed.out!r}, expected a name ending with .json or .json.gz"
         )
+    if parsed.install and parsed.files is None:
+        raise ValueError("--install: got no --files FILE.json, expected the files to install")
+    catalogue = open_catalogue(parsed.catalogue, parsed.header)
+    if parsed.files is not None:
+        facts = read_files(parsed.files)
+        catalogue = catalogue.described(facts)
+        if parsed.install:
+            have = {(file.folder, file.name) for file in catalogue.files}
+            catalogue = catalogue.with_files(f for f in facts if (f.folder, f.name) not in have)
     data = (json.dumps(catalogue.to_json(), indent=1) + "\n").encode()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(gzip.compress(data, mtime=0) if out.name.endswith(".gz") else data)
-    warn(f"{out}: {len(catalogue.nodes)} node classes, {len(catalogue.files)} files")
+    with written_whole(Path(parsed.out)) as file:
+        file.write(gzip.compress(data, mtime=0) if parsed.out.endswith(".gz") else data)
+    known = sum(bool(file.family) for file in catalogue.files)
+    warn(
+        f"{parsed.out}: {counted(len(catalogue.nodes), 'class')}, "
+        f"{counted(len(catalogue.files), 'file')}, {known} of known family"
+    )
     return OK
+
+
+def read_files(path: str) -> list[ModelFile]:
+    """Facts about model files: a JSON list of {folder, name, sha256, family, role, licence, card}.
+
+    Raises:
+        ValueError: The file is another thing; the message names the entry.
+    """
+    try:
+        entries = json.loads(Path(path).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"--files {path}: cannot read: {error}") from error
+    if not isinstance(entries, list):
+        raise ValueError(f"--files {path}: got {type(entries).__name__}, expected a list of files")
+    names = tuple(ModelFile.__dataclass_fields__)
+    files = []
+    for number, entry in enumerate(entries):
+        if not (
+            isinstance(entry, dict)
+            and set(entry) <= set(names)
+            and all(isinstance(value, str) for value in entry.values())
+            and entry.get("folder")
+            and entry.get("name")
+        ):
+            raise ValueError(
+                f"--files {path}: entry {number}: got {str(entry)[:60]}, expected folder, name "
+                f"and any of {', '.join(names[2:])}, all texts"
+            )
+        files.append(ModelFile(**{"sha256": "", "family": "", **entry}))
+    return files
 
 
 def diff(parsed: Namespace) -> int:
     """Compare two catalogues; status 0 where nothing differs, 1 where something does."""
-    old, new = Catalogue.load(parsed.old), Catalogue.load(parsed.new)
-    old_files = {f"{f.folder}/{f.name}": f for f in old.files}
-    new_files = {f"{f.folder}/{f.name}": f for f in new.files}
-    result: dict[str, Any] = {
-        "old": old.hash,
-        "new": new.hash,
-        "nodes": _changes(old.nodes, new.nodes),
-        "files": _changes(old_files, new_files),
-        "limits": {"changed": old.limits != new.limits},
-    }
-    same = old.hash == new.hash
+    old = open_catalogue(parsed.old, parsed.header)
+    new = open_catalogue(parsed.new, parsed.header)
+    found = difference(old, new)
     if parsed.json:
-        print_json(result)
-        return OK if same else NO
-    for part in ("nodes", "files"):
-        for change, names in result[part].items():
-            for name in names:
-                print(f"{part[:-1]} {change}: {name}")
-    if result["limits"]["changed"]:
-        print(f"limits changed: {old.limits} -> {new.limits}")
-    if same:
+        print_json(found.to_json())
+    else:
+        _print_difference(found)
+    return OK if found.same else NO
+
+
+def _print_difference(found: Difference) -> None:
+    lines = Lines()
+    for part, noun in ((found.nodes, "class"), (found.files, "file")):
+        for name in part.added:
+            lines.print((f"{noun} added: ", "green"), name)
+        for name in part.removed:
+            lines.print((f"{noun} removed: ", "red"), name)
+        for name, changes in part.changed.items():
+            lines.print((f"{noun} changed: ", "yellow"), (name, "bold"))
+            for change in changes:
+                lines.print(f"  {change}")
+    for change in found.limits:
+        lines.print(("limit changed: ", "yellow"), str(change))
+    if found.same:
         print("no difference")
-    return OK if same else NO
-
-
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, list[str]]:
-    return {
-        "added": sorted(new.keys() - old.keys()),
-        "removed": sorted(old.keys() - new.keys()),
-        "changed": sorted(name for name in old.keys() & new.keys() if old[name] != new[name]),
-    }
+        return
+    said = [
+        f"{counted(len(names), noun)} {verb}"
+        for part, noun in ((found.nodes, "class"), (found.files, "file"))
+        for verb, names in (
+            ("added", part.added),
+            ("removed", part.removed),
+            ("changed", part.changed),
+        )
+        if names
+    ]
+    said += [f"{counted(len(found.limits), 'limit')} changed"] if found.limits else []
+    print(", ".join(said))

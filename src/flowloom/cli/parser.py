@@ -9,9 +9,13 @@ from typing import NoReturn
 from flowloom import __version__
 
 CATALOGUE_HELP = (
-    "catalogue: 'embedded', or a .json or .json.gz file (saved, or an object_info answer)"
+    "catalogue: a ComfyUI server (http://HOST:PORT), a .json or .json.gz file (saved, or an "
+    "object_info answer), or the name of a shipped one: embedded, or in data/catalogues"
 )
-PATH_HELP = "a workflow (.json), a ComfyUI PNG, a .jsonl of workflows, or a folder of these"
+PATH_HELP = (
+    "a workflow (.json, in API format or the editor's), a ComfyUI PNG, a .jsonl of workflows, or a "
+    "folder of these"
+)
 POLICIES = ("grpo", "sft", "best_fixed", "retrieval", "random")
 
 
@@ -55,6 +59,7 @@ def build_parser() -> Parser:
     _add_run(commands)
     _add_registry(commands)
     doctor = _command(commands, "doctor", "doctor:doctor", "What is installed, reachable, missing")
+    _catalogue(doctor, required=False)
     _json(doctor)
     return parser
 
@@ -73,6 +78,34 @@ def _json(parser: Parser) -> None:
 
 def _catalogue(parser: Parser, required: bool = True) -> None:
     parser.add_argument("--catalogue", metavar="FILE|URL", required=required, help=CATALOGUE_HELP)
+    _header(parser)
+
+
+def _header(parser: Parser) -> None:
+    parser.add_argument(
+        "--header",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="header sent to a server, such as a proxy's Authorization; repeatable",
+    )
+
+
+def _constraints(parser: Parser) -> None:
+    parser.add_argument(
+        "--require",
+        metavar="K=V",
+        action="append",
+        default=[],
+        help="an input every workflow must have, such as steps=8 or ckpt_name=NAME; repeatable",
+    )
+    parser.add_argument(
+        "--forbid",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="a node class or model file no workflow may use; repeatable",
+    )
 
 
 def _paths(parser: Parser) -> None:
@@ -108,20 +141,7 @@ def _add_design(commands) -> None:
         help="extrapolation from SFT (0) through GRPO (1) and beyond (as evaluated, else 1.5)",
     )
     parser.add_argument("--seed", type=natural, default=0, help="of the designs (%(default)s)")
-    parser.add_argument(
-        "--require",
-        metavar="K=V",
-        action="append",
-        default=[],
-        help="an input every design must have, such as steps=8 or ckpt_name=NAME; repeatable",
-    )
-    parser.add_argument(
-        "--forbid",
-        metavar="NAME",
-        action="append",
-        default=[],
-        help="a node class or model file no design may use; repeatable",
-    )
+    _constraints(parser)
     parser.add_argument(
         "--policy", choices=POLICIES, default="grpo", help="who designs (%(default)s)"
     )
@@ -130,7 +150,10 @@ def _add_design(commands) -> None:
         "--out", metavar="DIR", help="write workflows (.json) and pictures (.png) there"
     )
     parser.add_argument(
-        "--format", choices=("api",), default="api", help="format of the workflows (%(default)s)"
+        "--format",
+        choices=("api", "ui"),
+        default="api",
+        help="of the files written with --out: for a server, or for the editor (%(default)s)",
     )
     parser.add_argument(
         "--explain", action="store_true", help="show the tokens of each design, with their meaning"
@@ -142,7 +165,7 @@ def _add_graphs(commands) -> None:
     validate = _command(
         commands,
         "validate",
-        "graphs:validate",
+        "validate:validate",
         "Check workflows against a catalogue",
         "\nExit status: 0 all valid, 1 problems, 2 usage or unreadable input.",
     )
@@ -150,21 +173,55 @@ def _add_graphs(commands) -> None:
     _catalogue(validate)
     _json(validate)
 
+    convert = _command(
+        commands,
+        "convert",
+        "convert:convert",
+        "Convert workflows between the API format and the editor's",
+        "\nExit status: 0 all converted, 1 one could not be, 2 usage or unreadable input.",
+    )
+    _paths(convert)
+    convert.add_argument(
+        "--to", choices=("api", "ui"), required=True, help="for a server, or for the editor"
+    )
+    _catalogue(convert)
+    convert.add_argument(
+        "--out", metavar="DIR", required=True, help="folder of the new files; no input is replaced"
+    )
+    _json(convert)
+
     encode = _command(
         commands,
         "encode",
-        "graphs:encode",
+        "encode:encode",
         "Write workflows as tokens, and check that decoding gives the same workflow",
+        "\nExit status: 0 all exact, 1 one is not, 2 usage or unreadable input.",
     )
     _paths(encode)
     _catalogue(encode)
     _json(encode)
+    _add_sample(commands)
 
-    sample = _command(commands, "sample", "graphs:sample", "Draw random valid workflows")
+
+def _add_sample(commands) -> None:
+    sample = _command(commands, "sample", "sample:sample", "Draw random valid workflows")
     _catalogue(sample)
-    sample.add_argument("--n", type=positive, required=True, help="how many")
-    sample.add_argument("--seed", type=natural, default=0, help="(%(default)s)")
+    sample.add_argument("--n", metavar="N", type=positive, required=True, help="how many")
+    sample.add_argument(
+        "--seed", metavar="S", type=natural, default=0, help="of the draw (%(default)s)"
+    )
     sample.add_argument("--out", metavar="FILE.jsonl", required=True, help="one workflow per line")
+    classes = sample.add_mutually_exclusive_group()
+    classes.add_argument(
+        "--profile",
+        metavar="NAME|FILE",
+        default="t2i",
+        help="node classes to draw from: t2i (text to image), all, or a file with a JSON list of "
+        "names or one name per line (%(default)s)",
+    )
+    classes.add_argument("--classes", metavar="A,B,...", help="these node classes alone")
+    _constraints(sample)
+    sample.add_argument("--budget", metavar="B", type=positive, help="most tokens of a workflow")
 
 
 def _add_pictures(commands) -> None:
@@ -209,12 +266,23 @@ def _add_catalogue(commands) -> None:
         "catalogue", nargs="?", default="embedded", metavar="FILE|URL", help=CATALOGUE_HELP
     )
     show.set_defaults(handler="catalogues:show")
+    _header(show)
     _json(show)
     snapshot = actions.add_parser(
         "snapshot", help="save one as .json or .json.gz", description="Save one."
     )
     _catalogue(snapshot)
     snapshot.add_argument("--out", metavar="FILE", required=True, help=".json or .json.gz")
+    snapshot.add_argument(
+        "--files",
+        metavar="FILE.json",
+        help="facts about model files (family, role, licence, ...) that a server does not tell",
+    )
+    snapshot.add_argument(
+        "--install",
+        action="store_true",
+        help="add every file of --files, as if it were installed",
+    )
     snapshot.set_defaults(handler="catalogues:snapshot")
     diff = actions.add_parser(
         "diff",
@@ -224,6 +292,7 @@ def _add_catalogue(commands) -> None:
     diff.add_argument("old", metavar="OLD", help=CATALOGUE_HELP)
     diff.add_argument("new", metavar="NEW", help=CATALOGUE_HELP)
     diff.set_defaults(handler="catalogues:diff")
+    _header(diff)
     _json(diff)
 
 

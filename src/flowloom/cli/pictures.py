@@ -8,27 +8,30 @@ from pathlib import Path
 from typing import Any
 
 from flowloom.cli import NO, OK, USAGE, one_line
-from flowloom.cli.graphs import report_unreadable
 from flowloom.cli.output import print_json, print_table, progress
-from flowloom.cli.sources import Source, read_sources
-from flowloom.workflow import Workflow
+from flowloom.cli.sources import Inputs, Source, report_unreadable
+from flowloom.workflow import Catalogue, Workflow
 
 CHUNK_SIZE = 64
 
 
 def render(parsed: Namespace) -> int:
     """Render workflows to PNG files that carry them; status 1 where one cannot be rendered."""
-    sources = read_sources(parsed.paths)
-    filled = [_fill(source, parsed) for source in sources]
-    names = picture_names([source.path for source in sources])
-    out = Path(parsed.out)
-    out.mkdir(parents=True, exist_ok=True)
+    sources = list(Inputs(parsed.paths))
+    num_unreadable = sum(report_unreadable("render", source) for source in sources)
+    if num_unreadable == len(sources) and not parsed.json:
+        return USAGE
 
     from flowloom.render import png
     from flowloom.render.engine import Engine, RenderJob
     from flowloom.render.models import ModelStore
 
-    engine = Engine(ModelStore.open(parsed.catalogue_dir))
+    store = ModelStore.open(parsed.catalogue_dir)
+    engine = Engine(store)
+    filled = [_fill(source, parsed, store.catalogue) for source in sources]
+    names = picture_names([source.path for source in sources])
+    out = Path(parsed.out)
+    out.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = [
         {"path": source.path, "images": [], "seconds": None, "error": _error(workflow)}
         for source, workflow in zip(sources, filled, strict=True)
@@ -56,9 +59,10 @@ def render(parsed: Namespace) -> int:
     if parsed.json:
         print_json({"results": results})
     else:
-        for result in results:
-            print(f"{result['path']}: {result['error'] or ', '.join(result['images'])}")
-    if report_unreadable("render", sources):
+        for source, result in zip(sources, results, strict=True):
+            if source.error is None:
+                print(f"{result['path']}: {result['error'] or ', '.join(result['images'])}")
+    if num_unreadable:
         return USAGE
     return OK if all(result["images"] for result in results) else NO
 
@@ -116,10 +120,10 @@ def picture_names(paths: list[str]) -> list[str]:
     return names
 
 
-def _fill(source: Source, parsed: Namespace) -> Workflow | str:
+def _fill(source: Source, parsed: Namespace, catalogue: Catalogue) -> Workflow | str:
     """The workflow to render, or why there is none."""
     try:
-        workflow = source.workflow()
+        workflow = source.workflow(catalogue)
     except ValueError as error:
         return one_line(error)
     if not is_template(workflow):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
@@ -36,12 +37,18 @@ def random_workflows(
         weights: In the form of `data/weights*.json`; the shipped ones that suit the grammar if left
             out (see `weighing.weights_for`).
     """
+    return list(islice(stream(grammar, seed, weights), n))
+
+
+def stream(
+    grammar: Grammar, seed: int, weights: Mapping[str, Any] | None = None
+) -> Iterator[Encoded]:
+    """Random valid workflows without end; the first n are those of `random_workflows`."""
     weigher = Weigher(grammar, weights)
-    found: list[Encoded] = []
-    for batch in range(-(-n // BATCH)):
+    for batch in count():
         rng = np.random.default_rng([seed, batch])
-        found.extend(as_encoded(tokens, grammar) for tokens in draw(weigher, grammar, BATCH, rng))
-    return found[:n]
+        for tokens in draw(weigher, grammar, BATCH, rng):
+            yield as_encoded(tokens, grammar)
 
 
 def draw(

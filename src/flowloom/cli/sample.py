@@ -1,0 +1,68 @@
+"""`sample`: random valid workflows of a catalogue."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from flowloom.cli import OK
+from flowloom.cli.catalogues import open_catalogue
+from flowloom.cli.output import counted, progress, warn, written_whole
+from flowloom.workflow import Catalogue, Grammar
+from flowloom.workflow.profile import text_to_image
+from flowloom.workflow.sampling import stream
+
+T2I, ALL = "t2i", "all"
+
+
+def sample(parsed: Namespace) -> int:
+    """Draw random valid workflows into a .jsonl, each a template with '{prompt}'."""
+    if not parsed.out.endswith(".jsonl"):
+        raise ValueError(f"--out: got {parsed.out!r}, expected a name that ends with .jsonl")
+    catalogue = open_catalogue(parsed.catalogue, parsed.header)
+    given: dict[str, Any] = {} if parsed.budget is None else {"budget": parsed.budget}
+    grammar = Grammar(
+        catalogue,
+        classes=classes_of(catalogue, parsed.classes, parsed.profile),
+        require=parsed.require,
+        forbid=parsed.forbid,
+        **given,
+    )
+    drawn: Iterable[Any] = islice(stream(grammar, parsed.seed), parsed.n)
+    with written_whole(Path(parsed.out)) as file:
+        for encoded in progress(drawn, "sampling", parsed.n):
+            workflow = grammar.codec.decode(encoded.tokens, encoded.texts, encoded.seeds)
+            file.write(json.dumps({"workflow": workflow.to_api()}).encode() + b"\n")
+    warn(f"{parsed.out}: {counted(parsed.n, 'workflow')} of {len(grammar.class_names)} classes")
+    return OK
+
+
+def classes_of(catalogue: Catalogue, classes: str | None, profile: str) -> tuple[str, ...] | None:
+    """The classes that may be drawn; None means every class that can be run.
+
+    Raises:
+        ValueError: There is none, or a file of names cannot be read.
+    """
+    if classes is not None:
+        return tuple(filter(None, map(str.strip, classes.split(","))))
+    if profile == ALL:
+        return None
+    if profile == T2I:
+        return text_to_image(catalogue)
+    return text_to_image(catalogue, _names(Path(profile)))
+
+
+def _names(path: Path) -> list[str]:
+    """Class names of a file: a JSON list, or one name per line."""
+    try:
+        text = path.read_text()
+        names = json.loads(text) if text.lstrip().startswith("[") else text.split("\n")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--profile {path}: cannot read: {error}") from error
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"--profile {path}: got a list with other things, expected class names")
+    return [name.strip() for name in names if name.strip()]
