@@ -7,14 +7,14 @@ workflow out from left to right. From a file and back again gives the same workf
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from flowloom.workflow.catalogue import Catalogue, NodeSpec
 from flowloom.workflow.drawing import to_ui
-from flowloom.workflow.editor_file import CanvasError, read_sheets
-from flowloom.workflow.flattening import Fixed, Leaf, flatten
+from flowloom.workflow.editor_file import Block, CanvasError, read_sheets
+from flowloom.workflow.flattening import Fixed, Leaf, Stored, flatten
 from flowloom.workflow.graph import NEGATIVE, PROMPT, Link, Node, Workflow
 from flowloom.workflow.inputs import active_inputs
 from flowloom.workflow.widgets import read_literals, to_literal
@@ -60,11 +60,19 @@ def from_ui(ui: Any, catalogue: Catalogue) -> Converted:
         raise CanvasError(_missing_text(missing), missing)
     nodes: dict[str, Node] = {}
     warnings: list[str] = []
+    literals: dict[int, dict[str, Any]] = {}
+
+    def stored(block: Block) -> dict[str, Any]:
+        if id(block) not in literals:
+            spec = catalogue.nodes.get(block.type)
+            literals[id(block)] = {} if spec is None else read_literals(spec, block)
+        return literals[id(block)]
+
     for leaf in leaves:
         if leaf.id in nodes:
             raise CanvasError(f"canvas: node {leaf.id}: got two nodes with this id, expected one")
         spec = catalogue.nodes[leaf.block.type]
-        nodes[leaf.id] = Node(spec.class_type, _inputs(leaf, spec, warnings))
+        nodes[leaf.id] = Node(spec.class_type, _inputs(leaf, spec, stored, warnings))
     titles = {
         leaf.id: leaf.block.title
         for leaf in leaves
@@ -82,10 +90,17 @@ def _missing_text(missing: tuple[tuple[str, str], ...]) -> str:
     return f"canvas: classes that the catalogue lacks: {'; '.join(named)}{more}"
 
 
-def _inputs(leaf: Leaf, spec: NodeSpec, warnings: list[str]) -> dict[str, Any]:
+def _inputs(
+    leaf: Leaf, spec: NodeSpec, stored: Callable[[Block], dict[str, Any]], warnings: list[str]
+) -> dict[str, Any]:
     """A node's inputs in schema order: what is linked, else its literals."""
-    fixed = {name: s.value for name, s in leaf.sources.items() if isinstance(s, Fixed)}
     links = {name: s for name, s in leaf.sources.items() if isinstance(s, Link)}
+    fixed: dict[str, Any] = {}
+    for name, source in leaf.sources.items():
+        if isinstance(source, Stored):
+            source = Fixed(stored(source.block).get(source.name))
+        if isinstance(source, Fixed) and source.value is not None:
+            fixed[name] = source.value
     given = {**fixed, **read_literals(spec, leaf.block, fixed), **links}
     inputs: dict[str, Any] = {}
     for item in active_inputs(spec, given):

@@ -35,6 +35,8 @@ class Slot:
     type: str
     link: str | None = None
     widget: str = ""
+    wires: tuple[str, ...] = ()
+    """Of a subgraph's own input: its links inside, in order."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +79,13 @@ class Wire:
 
 @dataclass(frozen=True)
 class Sheet:
-    """The nodes and links of the file or of one subgraph. `inputs` and `outputs` are its own."""
+    """The nodes and links of the file or of one subgraph, whose own `inputs` feed them."""
 
     id: str
     name: str
     blocks: dict[str, Block]
     wires: dict[str, Wire]
-    inputs: tuple[str, ...] = ()
-    outputs: tuple[str, ...] = ()
+    inputs: tuple[Slot, ...] = ()
 
     @cached_property
     def leaving(self) -> dict[int, str]:
@@ -92,15 +93,26 @@ class Sheet:
         return {w.target_slot: i for i, w in self.wires.items() if w.target == OUTSIDE}
 
     @cached_property
-    def literal_inputs(self) -> tuple[str, ...]:
-        """Names of the subgraph's inputs that stand for a literal of a node inside, in order."""
-        shown: set[int] = set()
-        for wire in self.wires.values():
-            block = self.blocks.get(wire.target) if wire.origin == INSIDE else None
-            slots = block.inputs if block else ()
-            if 0 <= wire.target_slot < len(slots) and slots[wire.target_slot].widget:
-                shown.add(wire.origin_slot)
-        return tuple(name for k, name in enumerate(self.inputs) if k in shown)
+    def literals(self) -> dict[str, tuple[Block, Slot]]:
+        """Of the subgraph's inputs that stand for a literal: its first node inside, in order."""
+        entering: dict[int, list[str]] = {}
+        for wire_id, wire in self.wires.items():
+            if wire.origin == INSIDE:
+                entering.setdefault(wire.origin_slot, []).append(wire_id)
+        found: dict[str, tuple[Block, Slot]] = {}
+        for k, own in enumerate(self.inputs):
+            for wire_id in own.wires or entering.get(k, ()):
+                target = self._target(wire_id)
+                if target is not None and target[1].widget:
+                    found.setdefault(own.name, target)
+        return found
+
+    def _target(self, wire_id: str) -> tuple[Block, Slot] | None:
+        wire = self.wires.get(wire_id)
+        block = None if wire is None else self.blocks.get(wire.target)
+        if wire is None or block is None or not 0 <= wire.target_slot < len(block.inputs):
+            return None
+        return block, block.inputs[wire.target_slot]
 
 
 def read_sheets(ui: Any) -> tuple[Sheet, dict[str, Sheet]]:
@@ -139,13 +151,8 @@ def _read_sheet(raw: dict[str, Any], sheet_id: str) -> Sheet:
         if row is not None:  # the editor leaves holes where links were removed
             wire_id, wire = _read_wire(row, where)
             wires[wire_id] = wire
-    own = (
-        tuple(slot.name for slot in _read_slots(raw.get(side), f"{where}: {side}"))
-        if sheet_id
-        else ()
-        for side in ("inputs", "outputs")
-    )
-    return Sheet(sheet_id, name or "", blocks, wires, *own)
+    inputs = _read_slots(raw.get("inputs"), f"{where}: inputs") if sheet_id else ()
+    return Sheet(sheet_id, name or "", blocks, wires, inputs)
 
 
 def _read_block(raw: Any, where: str) -> Block:
@@ -198,12 +205,14 @@ def _read_slots(raw: Any, where: str) -> tuple[Slot, ...]:
             raise CanvasError(f"{where}: name is {_kind(name)}, expected a string")
         widget = entry.get("widget")
         shown = widget.get("name", name) if isinstance(widget, dict) else ""
+        wires = _list(entry.get("linkIds"), f"{where}: linkIds")
         slots.append(
             Slot(
                 name,
                 type_ if isinstance(type_, str) else "*",
                 None if link is None else _id(link, f"{where}: link"),
                 shown if isinstance(shown, str) else name,
+                tuple(_id(wire, f"{where}: linkIds") for wire in wires),
             )
         )
     return tuple(slots)

@@ -26,6 +26,8 @@ REROUTE, PRIMITIVE = "Reroute", "PrimitiveNode"
 NOTES = frozenset({"Note", "MarkdownNote"})
 EDITOR_CLASSES = NOTES | {REROUTE, PRIMITIVE}
 """Classes that exist in the editor only."""
+MAX_SLOTS = 200_000
+"""Inputs of all nodes together."""
 MAX_DEPTH = 50
 """How deep subgraphs may lie in each other."""
 
@@ -38,24 +40,51 @@ class Fixed:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """A literal that reaches an input from another node's own: both stand for one of a subgraph."""
+
+    block: Block
+    name: str
+
+
+Source = Link | Fixed | Stored
+
+
+@dataclass(frozen=True)
 class Leaf:
     """A node that a server runs, and what feeds its linked inputs, by name."""
 
     id: str
     block: Block
-    sources: dict[str, Link | Fixed]
+    sources: dict[str, Source]
+
+
+class _Book:
+    """The subgraphs of a file by id, and what their nodes show."""
+
+    def __init__(self, sheets: dict[str, Sheet]) -> None:
+        self.sheets = sheets
+        self._values: dict[int, dict[str, Any]] = {}
+
+    def values_of(self, host: Block) -> dict[str, Any]:
+        """Literals that a subgraph's node holds for its inputs, by input name."""
+        if id(host) not in self._values:
+            self._values[id(host)] = _values_of(host, self.sheets[host.type])
+        return self._values[id(host)]
 
 
 class _Scope:
     """One use of a sheet: the file itself, or a subgraph at the place of one of its nodes."""
 
-    def __init__(self, sheet: Sheet, prefix: str, parent: _Scope | None, host: Block | None):
-        self.sheet, self.prefix, self.parent, self.host = sheet, prefix, parent, host
+    def __init__(
+        self, sheet: Sheet, book: _Book, parent: _Scope | None, host: Block | None
+    ) -> None:
+        self.sheet, self.book, self.parent, self.host = sheet, book, parent, host
+        self.prefix = "" if parent is None or host is None else f"{parent.prefix}{host.id}:"
         self.depth: int = 0 if parent is None else parent.depth + 1
         self.inner: dict[str, _Scope] = {}
-        self.found: dict[str, Link | Fixed | None] = {}
+        self.found: dict[str, Source | None] = {}
         """Sources of links, once asked for."""
-        self.shown = {} if host is None else _shown_values(host, sheet)
 
     @property
     def ancestors(self) -> Iterator[str]:
@@ -76,23 +105,26 @@ def flatten(root: Sheet, sheets: dict[str, Sheet]) -> list[Leaf]:
     """
     placed: list[tuple[_Scope, Block]] = []
     todo: list[tuple[_Scope, Block]] = []
-    count = 0
+    count = slots = 0
+    book = _Book(sheets)
 
     def enter(scope: _Scope) -> None:
         todo.extend((scope, block) for block in reversed(scope.sheet.blocks.values()))
 
-    enter(_Scope(root, "", None, None))
+    enter(_Scope(root, book, None, None))
     while todo:
         scope, block = todo.pop()
-        count += 1
-        if count > MAX_NODES:
-            raise CanvasError(f"canvas: got more than {MAX_NODES} nodes with subgraphs opened")
+        count, slots = count + 1, slots + len(block.inputs)
+        if count > MAX_NODES or slots > MAX_SLOTS:
+            raise CanvasError(
+                f"canvas: got more than {MAX_NODES} nodes or {MAX_SLOTS} inputs with subgraphs open"
+            )
         if block.mode in (MUTED, BYPASSED):
             continue
         sheet = sheets.get(block.type)
         if sheet is not None:
             _check_nesting(scope, sheet)
-            scope.inner[block.id] = _Scope(sheet, f"{scope.prefix}{block.id}:", scope, block)
+            scope.inner[block.id] = _Scope(sheet, book, scope, block)
             enter(scope.inner[block.id])
         elif block.type not in EDITOR_CLASSES:
             placed.append((scope, block))
@@ -110,7 +142,7 @@ def _short(sheet: Sheet) -> str:
     return repr((sheet.name or sheet.id)[:40])
 
 
-def _sources(scope: _Scope, block: Block) -> Iterator[tuple[str, Link | Fixed]]:
+def _sources(scope: _Scope, block: Block) -> Iterator[tuple[str, Source]]:
     for slot in block.inputs:
         if slot.link is not None:
             source = _resolve(scope, slot.link)
@@ -118,16 +150,16 @@ def _sources(scope: _Scope, block: Block) -> Iterator[tuple[str, Link | Fixed]]:
                 yield slot.widget or slot.name, source
 
 
-def _resolve(scope: _Scope, wire_id: str) -> Link | Fixed | None:
+def _resolve(scope: _Scope, wire_id: str) -> Source | None:
     """The node or literal at the far end of a link; None where nothing is left of it.
 
     Walks over everything that is only drawn. On its way into a subgraph the walk passes the values
     that the subgraph's node shows; the outermost counts where the far end is empty.
     """
-    path: list[tuple[_Scope, str, Fixed | None]] = []
+    path: list[tuple[_Scope, str, Source | None]] = []
     seen: set[tuple[int, str]] = set()
     at: tuple[_Scope, str] | None = (scope, wire_id)
-    end: Link | Fixed | None = None
+    end: Source | None = None
     while at is not None:
         scope, wire_id = at
         if wire_id in scope.found:
@@ -148,18 +180,17 @@ def _resolve(scope: _Scope, wire_id: str) -> Link | Fixed | None:
 
 def _step(
     scope: _Scope, wire_id: str
-) -> tuple[tuple[_Scope, str] | None, Link | Fixed | None, Fixed | None]:
+) -> tuple[tuple[_Scope, str] | None, Source | None, Source | None]:
     """(next link to follow, or what was found, and the value of a subgraph's node passed by)."""
     wire = scope.sheet.wires.get(wire_id)
     if wire is None:
         return None, None, None
     if wire.origin == INSIDE and scope.parent is not None:
-        names = scope.sheet.inputs
-        if scope.host is None or not 0 <= wire.origin_slot < len(names):
+        own = scope.sheet.inputs[wire.origin_slot : wire.origin_slot + 1]
+        if scope.host is None or wire.origin_slot < 0 or not own:
             return None, None, None
-        name = names[wire.origin_slot]
-        slot = scope.host.input_named.get(name)
-        return _follow(scope.parent, slot), None, scope.shown.get(name)
+        slot = scope.host.input_named.get(own[0].name)
+        return _follow(scope.parent, slot), None, _shown_value(scope, own[0].name)
     block = scope.sheet.blocks.get(wire.origin)
     if block is None or block.mode == MUTED or block.type in NOTES:
         return None, None, None
@@ -192,7 +223,28 @@ def _bypass(block: Block, output: int) -> Slot | None:
     return block.input_of_type.get(wanted)
 
 
-def _shown_values(host: Block, sheet: Sheet) -> dict[str, Fixed]:
+def _shown_value(scope: _Scope, name: str) -> Source | None:
+    """The literal that a subgraph's node shows for an input: its own, else one stored inside.
+
+    It feeds everything that the input is linked to inside, sockets as well.
+    """
+    host = scope.host
+    for _ in range(MAX_DEPTH):
+        if host is None:
+            return None
+        values, sheet = scope.book.values_of(host), scope.book.sheets[host.type]
+        if name in values:
+            return Fixed(values[name])
+        if name not in sheet.literals:
+            return None
+        host, slot = sheet.literals[name]
+        if host.type not in scope.book.sheets:
+            return Stored(host, slot.widget)
+        name = slot.name
+    return None
+
+
+def _values_of(host: Block, sheet: Sheet) -> dict[str, Any]:
     """Literals that a subgraph's node holds for its inputs, by input name.
 
     The newest files keep them in the order of the inputs that stand for literals; before, in that
@@ -204,5 +256,5 @@ def _shown_values(host: Block, sheet: Sheet) -> dict[str, Fixed]:
         own = (name if node == "-1" else "" for node, name in host.proxies)
         pairs = zip(own, host.values, strict=False) if len(host.values) == len(host.proxies) else ()
     else:
-        pairs = zip(sheet.literal_inputs, host.values, strict=False)
-    return {name: Fixed(value) for name, value in pairs if value is not None}
+        pairs = zip(sheet.literals, host.values, strict=False)
+    return {name: value for name, value in pairs if value is not None}
