@@ -14,7 +14,7 @@ A weights file (`data/weights*.json`) gives relative weights of tokens by field.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -92,14 +92,15 @@ class Weigher:
             ValueError: a token is named that the vocabulary does not have.
         """
         weights = weights_for(grammar) if weights is None else weights
-        self.grammar, self.context = grammar, weights["context"]
+        self.vocabulary, self.context = grammar.vocabulary, weights["context"]
+        self.families = tuple(grammar.families)
         self.names = {token.text: k for k, token in enumerate(grammar.vocabulary.tokens)}
         self._known = {t for name in ("weights", "weights-t2i") for t in _texts_of(name)}
         self._found: dict[int, dict[str, int]] = {}
-        self._index_support()
+        self._index_support(grammar)
         self._fill_table(weights)
-        self._mark_fields(weights)
-        self._fill_affinity(weights.get("affinity", {}))
+        self._mark_fields(grammar, weights)
+        self._fill_affinity(grammar, weights.get("affinity", {}))
         self._fill_pairs(weights.get("pairs", {}))
         # Tokens that came later take no part in a race over the vocabulary, so that what a seed
         # draws stays as it was.
@@ -109,24 +110,19 @@ class Weigher:
 
     # -- tables ----------------------------------------------------------------------------------
 
-    def _index_support(self) -> None:
-        g = self.grammar
-        support = g.static.copy()
-        links = np.flatnonzero(g.field_type >= 0)
-        support[np.ix_(links, _REFS)] = True
-        support[np.ix_(links, _SLOTS)] = True
-        support[voc.END_FIELD, voc.EOS] = True
-        sizes = support.sum(1)
+    def _index_support(self, grammar: Grammar) -> None:
+        legal = support(grammar)
+        sizes = legal.sum(1)
         # Fields of classes that the grammar does not write have no row.
-        self.columns = np.zeros((len(support), int(sizes.max())), np.int64)
+        self.columns = np.zeros((len(legal), int(sizes.max())), np.int64)
         for field in np.flatnonzero(sizes):
-            self.columns[field, : sizes[field]] = np.flatnonzero(support[field])
+            self.columns[field, : sizes[field]] = np.flatnonzero(legal[field])
         self.inside = np.arange(self.columns.shape[1]) < sizes[:, None]
         self.used_fields = np.flatnonzero(sizes)
 
     def _fill_table(self, weights: Mapping[str, Any]) -> None:
         """`table[row_of[r, h]]` [S]: weights of field h under recipe r; recipe 0 is none."""
-        tokens = self.grammar.vocabulary.tokens
+        tokens = self.vocabulary.tokens
         families = {t.family for t in tokens if t.group == "file"}
         age = np.float32(self.context["older_reference"]) ** np.arange(voc.NUM_REFS)
         base = np.ones((len(self.columns), self.columns.shape[1]), np.float32)
@@ -163,18 +159,19 @@ class Weigher:
 
     def _apply(self, table: np.ndarray, fields: Mapping[str, Mapping[str, float]]) -> set[int]:
         """Write entries into `table`, from general names to particular ones; fields changed."""
-        index = self.grammar.vocabulary.field_index
+        index = self.vocabulary.field_index
         inputs: dict[str, list[int]] = {}
         for field in self.used_fields.tolist():
-            inputs.setdefault(self.grammar.vocabulary.fields[field][1], []).append(field)
+            inputs.setdefault(self.vocabulary.fields[field][1], []).append(field)
         changed: set[int] = set()
         split = [(key, entries) for keys, entries in fields.items() for key in keys.split()]
         for particular in (False, True):
             for key, entries in split:
                 if ("." in key or key == "*") != particular:
                     continue
-                pair = ("*", "end") if key == "*" else tuple(key.split(".", 1))
-                places = [index[pair]] if pair in index else []
+                above, _, name = key.partition(".")
+                place = index.get(("*", "end") if key == "*" else (above, name))
+                places = [] if place is None else [place]
                 for field in places if particular else inputs.get(key, []):
                     self._apply_one(table[field], field, key, entries)
                     changed.add(field)
@@ -199,14 +196,14 @@ class Weigher:
     def _places(self, field: int) -> dict[str, int]:
         """Where in the support of a field a token is, by its text and by its value."""
         if field not in self._found:
-            tokens = [self.grammar.vocabulary.tokens[c] for c in self.columns[field]]
+            tokens = [self.vocabulary.tokens[c] for c in self.columns[field]]
             tokens = tokens[: int(self.inside[field].sum())]
             by_value = {str(t.value): k for k, t in enumerate(tokens) if t.group in _VALUED}
             self._found[field] = by_value | {t.text: k for k, t in enumerate(tokens)}
         return self._found[field]
 
-    def _mark_fields(self, weights: Mapping[str, Any]) -> None:
-        g, tokens = self.grammar, self.grammar.vocabulary.tokens
+    def _mark_fields(self, g: Grammar, weights: Mapping[str, Any]) -> None:
+        tokens = self.vocabulary.tokens
         self.first_pass = np.isin([*g.class_names, ""], weights["first_pass_latents"])
         kinds = np.array([t.kind for t in tokens])[self.columns]
         full = np.array([t.kind == "denoise" and t.value == 1.0 for t in tokens])[self.columns]
@@ -214,7 +211,7 @@ class Weigher:
         self.low_noise = (kinds == "denoise") & ~full & self.inside
         self.denoise = (self.full_noise | self.low_noise).any(1)
         self.zero_out = np.zeros(len(self.columns), bool)
-        for field, pair in enumerate(g.vocabulary.fields):
+        for field, pair in enumerate(self.vocabulary.fields):
             self.zero_out[field] = pair[0] == "ConditioningZeroOut"
         self.is_link = g.field_type >= 0
         prompts = (self.columns == voc.PROMPT_ID) & self.inside
@@ -227,12 +224,12 @@ class Weigher:
         nodes = (g.catalogue.nodes[c] for c in g.class_names)
         self.gives_pair = np.array([*(n.outputs.count("CONDITIONING") > 1 for n in nodes), False])
 
-    def _fill_affinity(self, affinity: Mapping[str, Any]) -> None:
-        g, tokens = self.grammar, self.grammar.vocabulary.tokens
+    def _fill_affinity(self, g: Grammar, affinity: Mapping[str, Any]) -> None:
+        tokens = self.vocabulary.tokens
         family = {name: f for f, name in enumerate(g.families)}
         self.affinity = np.ones((len(tokens), len(g.families)), np.float32)
         for class_type, entry in affinity.items():
-            token = g.vocabulary.class_ids.get(class_type)
+            token = self.vocabulary.class_ids.get(class_type)
             if token is not None:
                 fits = np.array([name in entry["families"] for name in g.families])
                 self.affinity[token] = np.where(fits, 1, entry["other"])
@@ -244,12 +241,11 @@ class Weigher:
             self.family_at[field, : len(found)] = [family.get(t.family, -1) for t in found]
 
     def _fill_pairs(self, pairs: Mapping[str, Any]) -> None:
-        g = self.grammar
+        tokens = self.vocabulary.tokens
         self.paired = np.zeros(len(self.columns), bool)
-        self.pair_row = np.zeros(g.vocabulary.size, np.int32)
-        rows = [np.ones(g.vocabulary.size, np.float32)]
-        inputs = np.array([name for _, name in g.vocabulary.fields])
-        tokens = g.vocabulary.tokens
+        self.pair_row = np.zeros(len(tokens), np.int32)
+        rows = [np.ones(len(tokens), np.float32)]
+        inputs = np.array([name for _, name in self.vocabulary.fields])
         texts = np.array([str(t.value) if t.group in _VALUED else t.text for t in tokens])
         for names, after in pairs.items():
             self.paired |= np.isin(inputs, names.split())
@@ -265,7 +261,7 @@ class Weigher:
 
     def rows(self, batch: int) -> Rows:
         """What is remembered of `batch` rows before their first token."""
-        return Rows(batch, len(self.grammar.families))
+        return Rows(batch, len(self.families))
 
     def take(self, rows: Rows, tokens: np.ndarray) -> None:
         """Remember one token [B] per row."""
@@ -273,6 +269,20 @@ class Weigher:
         rows.recipe = np.where(recipe >= 0, recipe, rows.recipe)
         rows.favour *= self.affinity[tokens]
         rows.last = tokens
+
+    def weights_of(self, field: int, tokens: Sequence[int], recipe: int) -> np.ndarray:
+        """Weights [N] of some tokens of one field's support under a recipe, without context."""
+        places = np.searchsorted(self.columns[field][self.inside[field]], tokens)
+        return np.maximum(self.table[self.row_of[recipe, field], places], FLOOR)
+
+    def most_of(self, field: int, recipe: int) -> float:
+        """The greatest weight in one field's support under a recipe."""
+        return float(self.table[self.row_of[recipe, field]][self.inside[field]].max())
+
+    def affinity_of(self, token: int, family: str) -> float:
+        """How well a class token suits a family; 1 where nothing is known."""
+        known = family in self.families
+        return float(self.affinity[token, self.families.index(family)]) if known else 1.0
 
     def __call__(self, state: State, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
         """Weights [B, S], float32, of the tokens in columns [B, S]; illegal ones weigh zero."""
@@ -351,6 +361,16 @@ class Weigher:
         low, full = self.low_noise[field[noise]], self.full_noise[field[noise]]
         factor = np.where(first[:, None], np.where(low, below, 1), np.where(full, one, 1))
         weights[noise] *= factor
+
+
+def support(grammar: Grammar) -> np.ndarray:
+    """Tokens that may ever fill a field, [H, V]; none where the grammar does not write it."""
+    legal = grammar.static.copy()
+    links = np.flatnonzero(grammar.field_type >= 0)
+    legal[np.ix_(links, _REFS)] = True
+    legal[np.ix_(links, _SLOTS)] = True
+    legal[voc.END_FIELD, voc.EOS] = True
+    return legal
 
 
 @lru_cache(maxsize=2)
