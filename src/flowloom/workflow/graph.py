@@ -18,6 +18,9 @@ NEGATIVE = "{negative}"
 SEED_INPUTS = frozenset({"seed", "noise_seed"})
 TEXT_INPUTS = frozenset({"text", "text_g", "text_l", "clip_l", "t5xxl"})
 SEED_RANGE = 1 << 64
+# How deep lists and objects of one literal may lie in each other, how many values it may hold, and
+# the longest integer: Python writes none beyond 4300 digits.
+MAX_DEPTH, MAX_VALUES, MAX_BITS = 64, 1_000_000, 4096
 OUTPUT_CLASSES = frozenset(
     {"SaveImage", "PreviewImage", "SaveImageWebsocket", "SaveAnimatedPNG", "SaveAnimatedWEBP"}
 )
@@ -281,11 +284,37 @@ def _read(value: Any, where: str, name: Any) -> Any:
                 "expected [node id as a string, output slot as an integer]"
             )
         return Link(source, slot)
-    if value is None or isinstance(value, (str, int, float, list, dict)):
-        return value
-    raise WorkflowError(
-        f"{where}, input {name[:40]!r}: got {_kind(value)}, expected JSON or a link"
-    )
+    fault = _fault(value)
+    if fault:
+        raise WorkflowError(f"{where}, input {name[:40]!r}: {fault}, expected JSON or a link")
+    return value
+
+
+def _fault(value: Any) -> str:
+    """What keeps a literal from being written as JSON again, or ""."""
+    todo, num = [(value, 0)], 0
+    while todo:
+        value, depth = todo.pop()
+        num += 1
+        if num > MAX_VALUES:
+            return f"got more than {MAX_VALUES} values"
+        if value is None or isinstance(value, (str, float)):
+            continue
+        if isinstance(value, int):
+            if value.bit_length() > MAX_BITS:
+                return f"got a number of {value.bit_length()} bits"
+        elif depth == MAX_DEPTH:
+            return f"got lists or objects more than {MAX_DEPTH} deep"
+        elif isinstance(value, (list, tuple)):
+            todo.extend((inner, depth + 1) for inner in value)
+        elif isinstance(value, dict):
+            key = next((key for key in value if not isinstance(key, str)), None)
+            if key is not None:
+                return f"got an object with {_kind(key)} as a key"
+            todo.extend((inner, depth + 1) for inner in value.values())
+        else:
+            return f"got {_kind(value)}"
+    return ""
 
 
 def _write(value: Any) -> Any:
