@@ -162,7 +162,7 @@ class _Writer:
         self.tokens: list[int] = []
         self.texts: list[str] = []
         self.seeds: list[int] = []
-        self.finished: dict[str, list[str]] = {}
+        self.finished: list[tuple[str, str]] = []  # id and class
         self.is_open: dict[str, bool] = {}
         # Open nodes: id, node, position of the next step, inputs written so far.
         self.stack: list[tuple[str, Node, int, int]] = []
@@ -199,8 +199,7 @@ class _Writer:
         if written < len(inputs):
             raise self._unknown(node_id, node)
         self.is_open[node_id] = False
-        for fed in self.schema.feeds[node.class_type]:
-            self.finished.setdefault(fed, []).append(node_id)
+        self.finished.append((node_id, node.class_type))
 
     def _open(self, node_id: str, step: Step | None, link: Link | None) -> None:
         """Open a node: an output node, or what a link of a step leads to."""
@@ -254,8 +253,7 @@ class _Writer:
             raise CodecError(
                 f"node {node_id}, input {step.name}: link to node {link.node} closes a cycle"
             )
-        recent = reversed(self.finished[step.type])
-        k = next(k for k, other in enumerate(recent) if other == link.node)
+        k = self._age(link.node, step.type)
         if k < voc.NUM_REFS:
             self.tokens.append(voc.REF0 + k)
         elif step.how == LINK:
@@ -266,6 +264,15 @@ class _Writer:
             return False
         self._slot(source.class_type, step, link)
         return False
+
+    def _age(self, node_id: str, wanted: str) -> int:
+        """How many nodes with an output of a type have finished after this one."""
+        slots, k = self.schema.slots, 0
+        for other, class_type in reversed(self.finished):
+            if other == node_id:
+                break
+            k += bool(slots[class_type, wanted])
+        return k
 
     def _slot(self, class_type: str, step: Step, link: Link) -> None:
         matching = self.schema.slots[class_type, step.type]

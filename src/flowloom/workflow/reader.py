@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,7 +68,7 @@ class Reader:
         self.at = 1 if len(self.tokens) and self.tokens[0] == voc.BOS else 0
         self.stack: list[_Open] = []
         self.nodes: dict[str, Node] = {}
-        self.finished: dict[str, list[str]] = {}
+        self.finished: list[tuple[str, str]] = []  # id and class
         self.num_opened = self.num_texts = self.num_seeds = 0
         self.numbers: list[int] = []
         self.fields: list[int] = []
@@ -116,8 +117,7 @@ class Reader:
     def _finish(self, node: _Open) -> None:
         node_id = str(len(self.nodes) + 1)
         self.nodes[node_id] = Node(node.class_type, node.inputs)
-        for fed in self.schema.feeds[node.class_type]:
-            self.finished.setdefault(fed, []).append(node_id)
+        self.finished.append((node_id, node.class_type))
         if self.stack:
             holder = self.stack[-1]
             step = self.schema.program[holder.at]
@@ -193,13 +193,15 @@ class Reader:
 
     def _reference(self, top: _Open, k: Any, slot: int | None = None) -> Link:
         """The k-th most recent node that fits; its slot is given or read."""
-        candidates = self.finished.get(self.step.type, ())
-        if type(k) is not int or not 0 <= k < len(candidates):
-            raise self._error(
-                f"one of {len(candidates)} finished nodes with a {self.step.type} output"
-            )
-        source = candidates[-1 - k]
-        matching = self.schema.slots[self.nodes[source].class_type, self.step.type]
+        slots, wanted = self.schema.slots, self.step.type
+        fitting = ((i, c) for i, c in reversed(self.finished) if slots[c, wanted])
+        known = type(k) is int and 0 <= k < len(self.finished)
+        found = next(islice(fitting, k, None), None) if known else None
+        if found is None:
+            count = sum(bool(slots[c, wanted]) for _, c in self.finished)
+            raise self._error(f"one of {count} finished nodes with a {wanted} output")
+        source, class_type = found
+        matching = slots[class_type, wanted]
         if slot is None:
             slot = matching[0] if len(matching) == 1 else self._slot(top, matching)
         elif slot not in matching:

@@ -76,7 +76,7 @@ class Schema:
         self.start_linked: dict[str, int] = {}
         self._write_programs()
         types = dict.fromkeys(["COMBO", *sorted({step.type for step in self.program[1:]})])
-        # Slots of a class that can feed an input of a type, and the types a class can feed.
+        # Slots of a class that can feed an input of a type.
         by_outputs = {
             outputs: {
                 t: tuple(s for s, out in enumerate(outputs) if types_match(out, t)) for t in types
@@ -87,10 +87,6 @@ class Schema:
             (c, t): slots
             for c, node in catalogue.nodes.items()
             for t, slots in by_outputs[node.outputs].items()
-        }
-        self.feeds = {
-            c: tuple(t for t, slots in by_outputs[node.outputs].items() if slots)
-            for c, node in catalogue.nodes.items()
         }
         self.value_ids = {
             (t.kind, *key): i
