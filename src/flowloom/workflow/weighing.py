@@ -275,6 +275,16 @@ class Weigher:
         places = np.searchsorted(self.columns[field][self.inside[field]], tokens)
         return np.maximum(self.table[self.row_of[recipe, field], places], FLOOR)
 
+    def shares(self, field: int, recipe: int) -> dict[str, float]:
+        """Weights in one field's support by token text, "ref" for the latest reference."""
+        row, found = self.table[self.row_of[recipe, field]], {}
+        for k, column in enumerate(self.columns[field][self.inside[field]].tolist()):
+            if column in _SLOTS or (column in _REFS and column != voc.REF0):
+                continue
+            text = "ref" if column == voc.REF0 else self.vocabulary.tokens[column].text
+            found[text] = float(row[k])
+        return found
+
     def most_of(self, field: int, recipe: int) -> float:
         """The greatest weight in one field's support under a recipe."""
         return float(self.table[self.row_of[recipe, field]][self.inside[field]].max())
