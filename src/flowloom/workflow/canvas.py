@@ -17,7 +17,8 @@ from flowloom.workflow.editor_file import Block, CanvasError, read_sheets
 from flowloom.workflow.flattening import Fixed, Leaf, Stored, flatten
 from flowloom.workflow.graph import NEGATIVE, PROMPT, Link, Node, Workflow
 from flowloom.workflow.inputs import active_inputs
-from flowloom.workflow.widgets import read_literals, to_literal
+from flowloom.workflow.literals import shown
+from flowloom.workflow.widgets import conflict, read_literals, to_literal
 
 __all__ = ["CanvasError", "Converted", "from_ui", "is_ui", "to_ui"]
 
@@ -101,6 +102,13 @@ def _inputs(
             source = Fixed(stored(source.block).get(source.name))
         if isinstance(source, Fixed) and source.value is not None:
             fixed[name] = source.value
+    twice = conflict(spec, leaf.block)
+    if twice is not None and twice[0] not in leaf.sources:
+        name, placed, named = twice
+        warnings.append(
+            f"node {leaf.id} ({spec.class_type}), input {name!r}: the file holds "
+            f"{shown(placed)} by position and {shown(named)} by name; took the latter"
+        )
     given = {**fixed, **read_literals(spec, leaf.block, fixed), **links}
     inputs: dict[str, Any] = {}
     for item in active_inputs(spec, given):

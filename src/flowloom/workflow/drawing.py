@@ -28,6 +28,7 @@ from flowloom.workflow.widgets import KEEP_SEED, is_shown, write_literals
 _VERSION = 0.4
 _OPTIONAL = 7
 """The editor's shape for the slot of an optional input."""
+_TYPES = {str: "STRING", bool: "BOOLEAN", int: "INT", float: "FLOAT"}
 _WIDTH, _TEXT_WIDTH, _MAX_WIDTH = 270.0, 400.0, 460.0
 
 
@@ -181,7 +182,8 @@ class _Sheet:
 
     def _primitive(self, node_id: str, item: InputSpec, value: Any, slot: dict[str, Any]) -> None:
         number = max(self.ids.values()) + len(self.primitives) + 1
-        output: dict[str, Any] = {"name": item.type, "type": item.type, "links": None}
+        type_ = _TYPES.get(type(value), item.type)
+        output: dict[str, Any] = {"name": type_, "type": type_, "links": None}
         output["widget"] = {"name": item.name}
         primitive = _Drawn(
             number, PRIMITIVE, None, [], [output], [value, KEEP_SEED], {}, item.name.split(".")[-1]

@@ -14,7 +14,7 @@ ALWAYS, MUTED, BYPASSED = 0, 2, 4
 """Modes of a node; the editor runs nodes of any other mode as if it were `ALWAYS`."""
 INSIDE, OUTSIDE = "-10", "-20"
 """Ids of the nodes that stand for a subgraph's inputs and outputs within it."""
-_MAX_ID_CHARS = 200
+_MAX_ID_CHARS = 100
 _MAX_SLOT = 1 << 20
 
 

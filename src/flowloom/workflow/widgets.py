@@ -69,6 +69,21 @@ def read_literals(
     return given
 
 
+def conflict(spec: NodeSpec, block: Block) -> tuple[str, Any, Any] | None:
+    """The one literal (name, by position, by name) that a file states in two ways, if it is one.
+
+    That is the trace of a hand that changed one of them. Where more differ, the positions are those
+    of another version of the class, and say nothing.
+    """
+    if block.named is None or not block.values:
+        return None
+    placed, named = read_literals(spec, block, by_name=False), read_literals(spec, block)
+    differ = [name for name in named if placed.get(name) != named[name]]
+    if len(differ) != 1 or type(placed.get(differ[0])) is not type(named[differ[0]]):
+        return None
+    return differ[0], placed[differ[0]], named[differ[0]]
+
+
 def _names(named: Mapping[str, Any]) -> _Take:
     return lambda spec, name, before_flag: named.get(name, _ABSENT)
 
