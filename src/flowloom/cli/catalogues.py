@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import re
@@ -91,7 +92,7 @@ def show(parsed: Namespace) -> int:
 
 
 def snapshot(parsed: Namespace) -> int:
-    """Save a catalogue; the bytes depend on its content only."""
+    """Save a catalogue under the name of its file; the bytes depend on that and on its content."""
     if not parsed.out.endswith(_SUFFIXES):
         raise ValueError(
             f"--out: got {parsed.out!r}, expected a name ending with .json or .json.gz"
@@ -105,6 +106,8 @@ def snapshot(parsed: Namespace) -> int:
         if parsed.install:
             have = {(file.folder, file.name) for file in catalogue.files}
             catalogue = catalogue.with_files(f for f in facts if (f.folder, f.name) not in have)
+    name = Path(parsed.out).name.removesuffix(".gz").removesuffix(".json")
+    catalogue = dataclasses.replace(catalogue, name=name)
     data = (json.dumps(catalogue.to_json(), indent=1) + "\n").encode()
     with written_whole(Path(parsed.out)) as file:
         file.write(gzip.compress(data, mtime=0) if parsed.out.endswith(".gz") else data)

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowloom.cli import OK, one_line
+from flowloom.cli.catalogues import open_catalogue
 from flowloom.cli.output import print_json, print_table, progress, warn
+from flowloom.cli.sources import API
 from flowloom.evaluation.describe import describe
 from flowloom.runs import data_dir, write_json
 from flowloom.workflow import Catalogue, Workflow
+from flowloom.workflow.canvas import to_ui
 
 if TYPE_CHECKING:
     from flowloom.designer.design import Design
@@ -35,6 +38,8 @@ class Made:
     """The workflow with prompt and seed filled in."""
     name: str
     """Stem of its files."""
+    value: Any
+    """The workflow in the format that was asked for."""
     image: Any = None
     """Its picture, if rendered."""
     rendered_score: float | None = None
@@ -45,7 +50,7 @@ class Made:
     def record(self) -> dict[str, Any]:
         """The design as `--json` prints it."""
         return {
-            "workflow": self.workflow.to_api(),
+            "workflow": self.value,
             "score": self.design.score,
             "interval": list(self.design.interval),
             "tokens": [int(token) for token in self.design.tokens],
@@ -64,7 +69,9 @@ def design(parsed: Namespace) -> int:
     from flowloom.designer.design import Designer
 
     designer = Designer.load(folder)
-    catalogue = None if parsed.catalogue is None else Catalogue.load(parsed.catalogue)
+    catalogue = (
+        None if parsed.catalogue is None else open_catalogue(parsed.catalogue, parsed.header)
+    )
     found = designer.design(
         parsed.prompts,
         n=parsed.n,
@@ -75,9 +82,10 @@ def design(parsed: Namespace) -> int:
         require=parsed.require,
         forbid=parsed.forbid,
     )
+    nodes = catalogue or designer.catalogue
     made = [
         [
-            Made(prompt, item, item.workflow.fill(prompt, seed=parsed.seed), f"{stem}-{rank}")
+            _made(prompt, item, f"{stem}-{rank}", parsed, nodes)
             for rank, item in enumerate(items, start=1)
         ]
         for prompt, stem, items in zip(parsed.prompts, _stems(parsed.prompts), found, strict=True)
@@ -101,6 +109,12 @@ def design(parsed: Namespace) -> int:
     else:
         warn(f"--out DIR writes the workflows{' and pictures' if parsed.render else ''}")
     return OK
+
+
+def _made(prompt: str, item: Design, name: str, parsed: Namespace, catalogue: Catalogue) -> Made:
+    workflow = item.workflow.fill(prompt, seed=parsed.seed)
+    value = workflow.to_api() if parsed.format == API else to_ui(workflow, catalogue)
+    return Made(prompt, item, workflow, name, value)
 
 
 def _guidance(parsed: Namespace, folder: Path) -> float:
@@ -140,7 +154,7 @@ def _write(items: Sequence[Made], out: Path) -> None:
     """Write workflows, and the pictures that there are."""
     out.mkdir(parents=True, exist_ok=True)
     for item in items:
-        write_json(out / f"{item.name}.json", item.workflow.to_api())
+        write_json(out / f"{item.name}.json", item.value)
         if item.image is not None:
             from flowloom.render import png
 
@@ -171,8 +185,10 @@ def _print(items: Sequence[Made], vocabulary: Any) -> None:
     cells = [[row[k] for k in kept] for row in rows]
     print_table(items[0].prompt, [columns[k] for k in kept], cells)
     if vocabulary is not None:
+        from flowloom.cli.encode import token_words
+
         for rank, item in enumerate(items, start=1):
-            print(f"{rank}: {' '.join(map(vocabulary.token_text, item.design.tokens))}")
+            print(f"{rank}: {' '.join(token_words(vocabulary, item.design.tokens))}")
 
 
 def _stems(prompts: Sequence[str]) -> list[str]:

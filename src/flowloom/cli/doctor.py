@@ -9,16 +9,25 @@ import platform
 import shutil
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from flowloom import __version__
 from flowloom.cli import NO, OK, one_line
 from flowloom.cli.output import print_json, print_table
 from flowloom.runs import data_dir, data_md5, folder_digest, home
 
+if TYPE_CHECKING:
+    from flowloom.workflow import Catalogue
+
 PACKAGES = ("torch", "mlflow", "dvc", "kfp", "kfp-kubernetes", "numpy", "pyarrow", "safetensors")
+TEMPLATES = "comfyui-workflow-templates-json"
+"""Workflows of the editor's own gallery, which tests convert."""
+PATIENCE_S = 10.0
+"""Seconds until a server that does not say how it is is given up."""
+_VERSIONS = ("comfyui", "required_frontend", "installed_templates", "pytorch", "python")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +47,8 @@ class Finding:
 def doctor(parsed: Namespace) -> int:
     """Look at everything; status 1 where something is missing."""
     found = [*_software(), *_data(), *_home(), *_registry()]
+    if parsed.catalogue is not None:
+        found += _catalogue(parsed.catalogue, parsed.header)
     findings = [dataclasses.replace(f, fix="") if f.ok else f for f in found]
     if parsed.json:
         print_json({"findings": [dataclasses.asdict(finding) for finding in findings]})
@@ -56,6 +67,10 @@ def _software() -> Iterator[Finding]:
             yield Finding(name, True, metadata.version(name))
         except metadata.PackageNotFoundError:
             yield Finding(name, False, "not installed", "make setup")
+    try:
+        yield Finding(TEMPLATES, True, metadata.version(TEMPLATES))
+    except metadata.PackageNotFoundError:
+        yield Finding(TEMPLATES, True, "not installed; only tests use it")
     yield Finding("processors", True, str(os.cpu_count()))
     git = shutil.which("git")
     yield Finding("git", git is not None, git or "not found", "install git: runs name their commit")
@@ -84,6 +99,10 @@ def _data() -> Iterator[Finding]:
     if wrong:
         detail += f"; other bytes than the catalogue names: {', '.join(wrong)}"
     yield Finding("data", not missing and not wrong, detail, fetch)
+    yield Finding("catalogue embedded", True, _said(catalogue))
+    shipped = sorted((folder / "catalogues").glob("*.json.gz"))
+    names = ", ".join(path.name.removesuffix(".json.gz") for path in shipped) or "none"
+    yield Finding("catalogues", bool(shipped), f"{names} in {folder / 'catalogues'}", fetch)
     recorded = data_md5()
     if recorded is None:
         where = folder.parent / "data.dvc"
@@ -127,6 +146,72 @@ def _registry() -> Iterator[Finding]:
         yield Finding(
             "champion", True, detail + (f", turn {champion.turn}" if champion.turn else "")
         )
+
+
+def _catalogue(source: str, headers: Sequence[str]) -> Iterator[Finding]:
+    """What a server or file offers: versions, classes, files, and whether a picture can be made."""
+    from flowloom.cli.catalogues import open_catalogue, read_headers
+    from flowloom.workflow import object_info, profile
+
+    if source.startswith(("http://", "https://")):
+        address = object_info.server_address(source)
+        try:
+            stats = object_info.get_json(
+                f"{address}/system_stats", read_headers(headers), PATIENCE_S
+            )
+            yield Finding("server", True, f"{address}: {_versions(stats)}")
+        except ValueError as error:
+            yield Finding(
+                "server",
+                False,
+                one_line(error),
+                "start it, or mend the address; --header passes what a proxy asks for",
+            )
+    try:
+        catalogue = open_catalogue(source, headers)
+    except ValueError as error:
+        advice = "name a server that answers /object_info, or save one: flowloom catalogue snapshot"
+        yield Finding("catalogue", False, one_line(error), advice)
+        return
+    yield Finding("catalogue", True, f"{source}: {_said(catalogue)}")
+    unknown = [file.name for file in catalogue.files if not (file.family or file.role)]
+    detail = f"{len(catalogue.files) - len(unknown)} of {len(catalogue.files)} known"
+    yield Finding(
+        "model files",
+        bool(catalogue.files),
+        detail + (f"; not known: {', '.join(unknown[:5])}" if unknown else ""),
+        "install models on the server; flowloom catalogue snapshot --files says what they are",
+    )
+    try:
+        usable = profile.text_to_image(catalogue)
+    except ValueError as error:
+        yield Finding("text to image", False, one_line(error), "install a checkpoint")
+        return
+    wanted = [name for name in profile.MUST if name in catalogue.nodes]
+    idle = [name for name in wanted if name not in usable]
+    detail = f"{len(usable)} of {len(profile.TEXT_TO_IMAGE)} classes can be run"
+    if idle:
+        detail += f"; without a file: {', '.join(idle)}"
+    loaders = [n for n in ("CheckpointLoaderSimple", "UNETLoader") if n in usable]
+    advice = "install a checkpoint or a diffusion model: without one no picture can be made"
+    yield Finding("text to image", bool(loaders), detail, advice)
+
+
+def _said(catalogue: Catalogue) -> str:
+    return f"{len(catalogue.nodes)} classes, {len(catalogue.files)} files, {catalogue.hash[:12]}"
+
+
+def _versions(stats: Any) -> str:
+    """Versions that a server tells of itself in `GET /system_stats`, and its devices."""
+    system = stats.get("system") if isinstance(stats, dict) else None
+    if not isinstance(system, dict):
+        return "answers, without its version"
+    found = {name: system.get(f"{name}_version") for name in _VERSIONS}
+    said = [f"{k.replace('_', ' ')} {str(v).split()[0]}" for k, v in found.items() if v]
+    devices = stats.get("devices")
+    for device in devices if isinstance(devices, list) else ():
+        said.append(str(device.get("name", "")) if isinstance(device, dict) else "")
+    return ", ".join(filter(None, said)) or "answers, without its version"
 
 
 def _sha256(path: Path) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from argparse import Namespace
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from flowloom.cli import NO, OK, USAGE, one_line
@@ -10,6 +12,8 @@ from flowloom.cli.catalogues import open_catalogue
 from flowloom.cli.output import Lines, print_json, progress
 from flowloom.cli.sources import Inputs, Source, report_unreadable
 from flowloom.workflow import Codec, Vocabulary
+from flowloom.workflow import vocabulary as voc
+from flowloom.workflow.steps import NUMERALS
 
 
 def encode(parsed: Namespace) -> int:
@@ -71,4 +75,18 @@ def _print_row(lines: Lines, row: dict[str, Any], vocabulary: Vocabulary) -> Non
         return
     verdict = ("exact", "green") if row["round_trip"] else ("NOT the same when decoded", "bold red")
     lines.print(place, f": {len(row['tokens'])} tokens, ", verdict)
-    lines.print("  ", " ".join(vocabulary.token_text(token) for token in row["tokens"]))
+    lines.print("  ", " ".join(token_words(vocabulary, row["tokens"])))
+
+
+def token_words(vocabulary: Vocabulary, tokens: Sequence[int]) -> Iterator[str]:
+    """Tokens as a person reads them; what is spelled out is one word: `<esc "x.safetensors">`."""
+    rest = iter(tokens)
+    for token in rest:
+        if token not in (voc.ESCAPE, voc.NUMBER):
+            yield vocabulary.token_text(token)
+            continue
+        spelled = [t - voc.SPELL0 for t in itertools.takewhile(lambda t, end=token: t != end, rest)]
+        if token == voc.NUMBER:
+            yield f"<num {''.join(NUMERALS[k] for k in spelled)}>"
+        else:
+            yield f"<esc {bytes.fromhex(''.join(f'{k:x}' for k in spelled)).decode()}>"

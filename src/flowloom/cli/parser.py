@@ -153,7 +153,7 @@ def _add_design(commands) -> None:
         "--format",
         choices=("api", "ui"),
         default="api",
-        help="of the files written with --out: for a server, or for the editor (%(default)s)",
+        help="of the workflows: for a server, or for the editor (%(default)s)",
     )
     parser.add_argument(
         "--explain", action="store_true", help="show the tokens of each design, with their meaning"
@@ -221,6 +221,14 @@ def _add_sample(commands) -> None:
     )
     classes.add_argument("--classes", metavar="A,B,...", help="these node classes alone")
     _constraints(sample)
+    sample.add_argument(
+        "--like",
+        metavar="PATH",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="draw more like these workflows, each as for validate",
+    )
     sample.add_argument("--budget", metavar="B", type=positive, help="most tokens of a workflow")
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from flowloom.cli import OK
+from flowloom.cli import OK, USAGE, one_line
 from flowloom.cli.catalogues import open_catalogue
 from flowloom.cli.output import counted, progress, warn, written_whole
-from flowloom.workflow import Catalogue, Grammar
+from flowloom.cli.sources import Inputs, report_unreadable
+from flowloom.workflow import Catalogue, Grammar, Workflow
+from flowloom.workflow.estimation import estimate_weights
 from flowloom.workflow.profile import text_to_image
 from flowloom.workflow.sampling import stream
 
@@ -32,13 +34,40 @@ def sample(parsed: Namespace) -> int:
         forbid=parsed.forbid,
         **given,
     )
-    drawn: Iterable[Any] = islice(stream(grammar, parsed.seed), parsed.n)
+    examples = Examples(parsed.like, catalogue)
+    weights = estimate_weights(examples, grammar) if parsed.like else None
+    drawn = islice(stream(grammar, parsed.seed, weights), parsed.n)
     with written_whole(Path(parsed.out)) as file:
         for encoded in progress(drawn, "sampling", parsed.n):
             workflow = grammar.codec.decode(encoded.tokens, encoded.texts, encoded.seeds)
             file.write(json.dumps({"workflow": workflow.to_api()}).encode() + b"\n")
-    warn(f"{parsed.out}: {counted(parsed.n, 'workflow')} of {len(grammar.class_names)} classes")
-    return OK
+    said = f", like {counted(examples.read, 'example')}" if parsed.like else ""
+    warn(
+        f"{parsed.out}: {counted(parsed.n, 'workflow')} of {len(grammar.class_names)} classes{said}"
+    )
+    return USAGE if examples.unreadable else OK
+
+
+class Examples:
+    """The workflows under paths; those that cannot be read or converted are named and left out."""
+
+    def __init__(self, paths: Sequence[str], catalogue: Catalogue) -> None:
+        self._inputs, self._catalogue = Inputs(paths), catalogue
+        self.read = self.unreadable = 0
+
+    def __iter__(self) -> Iterator[Workflow]:
+        """Read on."""
+        for source in self._inputs:
+            if report_unreadable("sample", source):
+                self.unreadable += 1
+                continue
+            try:
+                workflow = source.workflow(self._catalogue)
+            except ValueError as error:
+                warn(f"flowloom sample: {source.path}: not counted: {one_line(error)}")
+                continue
+            self.read += 1
+            yield workflow
 
 
 def classes_of(catalogue: Catalogue, classes: str | None, profile: str) -> tuple[str, ...] | None:
