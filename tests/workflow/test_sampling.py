@@ -101,10 +101,16 @@ def test_an_unknown_token_is_refused(grammar):
 
 def test_weights_are_positive_where_legal(grammar):
     weigher, rng, state = Weigher(grammar), np.random.default_rng(0), grammar.start(64)
+    rows = weigher.rows(64)
     while not state.done.all():
-        weights, mask = weigher(state), state.mask()
-        assert ((weights > 0) == mask).all()
-        state.advance(np.where(mask, rng.random(mask.shape), -1).argmax(1))
+        mask, live = state.mask(), ~state.done
+        weights, columns = weigher(state, rows)
+        positive = np.zeros(mask.shape, bool)
+        np.logical_or.at(positive, (np.arange(64)[:, None], columns), weights > 0)
+        assert (positive == mask)[live].all()
+        tokens = np.where(mask, rng.random(mask.shape), -1).argmax(1)
+        state.advance(tokens)
+        weigher.take(rows, tokens)
 
 
 def test_another_catalogue():

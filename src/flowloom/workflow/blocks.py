@@ -93,7 +93,7 @@ def _place_block(
     its CLIP is rerouted afterwards.
     """
     if holes.weigher is not None:
-        edge = pick(_edges(workflow, holes), rng)
+        edge = pick([e for e in _edges(workflow, holes) if holes.blocks_for(e[1])], rng)
         chosen = edge and holes.draw_block(edge[1], holes.blocks_for(edge[1]), context, rng)
         return (chosen, edge) if edge and chosen else None
     class_type = pick(holes.blocks, rng)
