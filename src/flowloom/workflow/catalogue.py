@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from flowloom.workflow import object_info
-from flowloom.workflow.inputs import InputSpec, NodeSpec
+from flowloom.workflow.inputs import InputSpec, NodeSpec, spec_fault
 
 __all__ = ["Catalogue", "CatalogueError", "InputSpec", "Limits", "ModelFile", "NodeSpec"]
 
@@ -109,9 +109,11 @@ class Catalogue:
             files = tuple(ModelFile(**raw) for raw in data["files"])
             limits = Limits(**data.get("limits", {}))
             name = str(data.get("name", ""))
-        except (TypeError, KeyError, AttributeError, ValueError) as error:
+            _check_files(files, limits)
+        except (TypeError, KeyError, AttributeError, ValueError, RecursionError) as error:
             raise CatalogueError(
-                f"catalogue: got {type(error).__name__} {error}, expected name, nodes, files"
+                f"catalogue: got {type(error).__name__} {str(error)[:200]}, "
+                "expected name, nodes, files"
             ) from error
         return Catalogue(nodes, _sorted_files(files), name, limits)
 
@@ -227,8 +229,17 @@ def _sorted_files(files: Iterable[ModelFile]) -> tuple[ModelFile, ...]:
     return tuple(sorted(files, key=lambda file: (file.folder, file.name)))
 
 
+def _check_files(files: Iterable[ModelFile], limits: Limits) -> None:
+    for file in files:
+        if not all(isinstance(text, str) for text in vars(file).values()):
+            raise TypeError(f"file {str(file.name)[:40]!r}: a field that is no text")
+    for name, value in vars(limits).items():
+        if type(value) not in (int, float) or not value > 0:
+            raise TypeError(f"limits: {name} is {str(value)[:40]!r}, expected a positive number")
+
+
 def _read_node(class_type: str, raw: dict[str, Any]) -> NodeSpec:
-    return NodeSpec(
+    spec = NodeSpec(
         class_type,
         tuple(_read_input(entry) for entry in raw["inputs"]),
         tuple(raw["outputs"]),
@@ -236,6 +247,10 @@ def _read_node(class_type: str, raw: dict[str, Any]) -> NodeSpec:
         tuple(raw.get("output_names", ())),
         raw.get("deprecated", False),
     )
+    fault = spec_fault(spec)
+    if fault:
+        raise ValueError(f"class {class_type[:60]}: {fault}")
+    return spec
 
 
 def _read_input(entry: dict[str, Any]) -> InputSpec:

@@ -21,6 +21,7 @@ SEED_RANGE = 1 << 64
 # How deep lists and objects of one literal may lie in each other, how many values it may hold, and
 # the longest integer: Python writes none beyond 4300 digits.
 MAX_DEPTH, MAX_VALUES, MAX_BITS = 64, 1_000_000, 4096
+MAX_SLOT_BITS = 64
 OUTPUT_CLASSES = frozenset(
     {"SaveImage", "PreviewImage", "SaveImageWebsocket", "SaveAnimatedPNG", "SaveAnimatedWEBP"}
 )
@@ -283,15 +284,20 @@ def _read(value: Any, where: str, name: Any) -> Any:
                 f"{where}, input {name[:40]!r}: link is [{_kind(source)}, {_kind(slot)}], "
                 "expected [node id as a string, output slot as an integer]"
             )
+        if slot.bit_length() > MAX_SLOT_BITS:
+            raise WorkflowError(
+                f"{where}, input {name[:40]!r}: link to a slot of {slot.bit_length()} bits, "
+                f"expected at most {MAX_SLOT_BITS}"
+            )
         return Link(source, slot)
-    fault = _fault(value)
+    fault = json_fault(value)
     if fault:
         raise WorkflowError(f"{where}, input {name[:40]!r}: {fault}, expected JSON or a link")
     return value
 
 
-def _fault(value: Any) -> str:
-    """What keeps a literal from being written as JSON again, or ""."""
+def json_fault(value: Any) -> str:
+    """What keeps a literal from being written as JSON again, or "" (see `MAX_DEPTH`)."""
     todo, num = [(value, 0)], 0
     while todo:
         value, depth = todo.pop()

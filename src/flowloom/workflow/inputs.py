@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from flowloom.workflow.graph import json_fault
+
 CHOICE, GROWING, MATCH = "COMFY_DYNAMICCOMBO_V3", "COMFY_AUTOGROW_V3", "COMFY_MATCHTYPE_V3"
 LITERAL_TYPES = frozenset({"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"})
 
@@ -126,3 +128,34 @@ def _expand(
             key = given.get(name)
             inner = next((inputs for k, inputs in spec.branches if k == key), ())
             yield from _expand(inner, given, f"{name}.", needed)
+
+
+_BOUNDS = ("min", "max", "step")
+
+
+def spec_fault(spec: NodeSpec) -> str:
+    """What is wrong with the facts of a class that was read from a file, or ""."""
+    if not all(isinstance(name, str) for name in (*spec.outputs, *spec.output_names)):
+        return "an output that is no text"
+    found = (fault for item in spec.inputs if (fault := _input_fault(item)))
+    return next(found, "")
+
+
+def _input_fault(item: InputSpec) -> str:
+    texts = (item.name, item.type, *item.names, *(() if item.folder is None else (item.folder,)))
+    if not all(isinstance(text, str) for text in texts):
+        return "an input whose name, type or folder is no text"
+    where = f"input {item.name[:40]!r}"
+    for bound in _BOUNDS:
+        value = getattr(item, bound)
+        if value is not None and (type(value) not in (int, float) or value != value):
+            return f"{where}: {bound} is no number"
+    if type(item.min_count) is not int:
+        return f"{where}: min_count is no integer"
+    fault = json_fault([item.default, item.options])
+    if fault:
+        return f"{where}: default or options: {fault}"
+    inner = [*(one for _, branch in item.branches for one in branch)]
+    if item.element is not None:
+        inner.append(item.element)
+    return next((fault for one in inner if (fault := _input_fault(one))), "")

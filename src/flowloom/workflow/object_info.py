@@ -9,7 +9,14 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flowloom.workflow.inputs import CHOICE, GROWING, LITERAL_TYPES, InputSpec, NodeSpec
+from flowloom.workflow.inputs import (
+    CHOICE,
+    GROWING,
+    LITERAL_TYPES,
+    InputSpec,
+    NodeSpec,
+    spec_fault,
+)
 
 # Literals that the editor edits in its own way and whose facts do not say so.
 _EDITOR_TYPES = frozenset(
@@ -56,6 +63,9 @@ _INPUT_FILES = {
     "LoadLatent.latent",
     "LoadImageOutput.image",
 }
+_MALFORMED = (TypeError, KeyError, AttributeError, IndexError, ValueError, OverflowError)
+# More inputs than a growing one has in any server.
+_MAX_GROWN = 10_000
 _UPLOADS = ("image_upload", "audio_upload", "video_upload", "file_upload")
 INPUT_FOLDER = "input"
 
@@ -81,9 +91,12 @@ def read_nodes(info: Mapping[str, Any]) -> tuple[dict[str, NodeSpec], list[tuple
                 () if names == outputs or len(names) != len(outputs) else names,
                 bool(raw.get("deprecated", False)),
             )
-        except (TypeError, KeyError, AttributeError, IndexError, ValueError) as error:
+            fault = spec_fault(nodes[class_type])
+            if fault:
+                raise ValueError(fault)
+        except (*_MALFORMED, RecursionError) as error:
             raise ValueError(
-                f"class {class_type}: got {type(error).__name__} {error}, "
+                f"class {str(class_type)[:60]}: got {type(error).__name__} {str(error)[:200]}, "
                 "expected input and output as in object_info"
             ) from error
     return nodes, list(files)
@@ -130,9 +143,9 @@ def _input(
         type_,
         required,
         facts.get("default"),
-        facts.get("min"),
-        facts.get("max"),
-        facts.get("step"),
+        _number(facts.get("min")),
+        _number(facts.get("max")),
+        _number(facts.get("step")),
         options,
         folder,
         bool(facts.get("multiline", False)),
@@ -155,7 +168,10 @@ def _growing(
     (element,) = _inputs(class_type, template["input"], None, files)
     names = template.get("names")
     if names is None:
-        names = [f"{template['prefix']}{k}" for k in range(int(template["max"]))]
+        most = int(template["max"])
+        if most > _MAX_GROWN:
+            raise ValueError(f"{name[:40]}: up to {most} inputs, expected at most {_MAX_GROWN}")
+        names = [f"{template['prefix']}{k}" for k in range(most)]
     return InputSpec(
         name,
         GROWING,
@@ -164,6 +180,11 @@ def _growing(
         names=tuple(map(str, names)),
         min_count=int(template.get("min", 0)),
     )
+
+
+def _number(bound: Any) -> float | None:
+    """A bound or a step; what is no number says nothing, as some packs of nodes have it."""
+    return bound if type(bound) in (int, float) and bound == bound else None
 
 
 def _is_editor_type(type_: str, facts: Mapping[str, Any]) -> bool:
@@ -177,7 +198,7 @@ def _folder(
     """Folder of the files that a COMBO lists; None where its options are no files."""
     address = f"{class_type}.{name}"
     if address in _INPUT_FILES or any(facts.get(key) for key in _UPLOADS):
-        return facts.get("image_folder", INPUT_FOLDER)
+        return str(facts.get("image_folder", INPUT_FOLDER))
     if address in _FOLDER_OF:
         return _FOLDER_OF[address]
     return _FOLDER_OF.get(name)

@@ -1,0 +1,426 @@
+"""The public doors of the workflow language, and what is thrown at each."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.garbage.mutators import (
+    broken_bytes,
+    broken_tokens,
+    damaged,
+    junk,
+    nested,
+    picture,
+    relinked,
+)
+from flowloom.cli.sources import Inputs
+from flowloom.workflow import (
+    Catalogue,
+    CatalogueError,
+    Codec,
+    CodecError,
+    Grammar,
+    Vocabulary,
+    VocabularyError,
+    Workflow,
+    WorkflowError,
+    decode,
+    differences,
+    random_workflows,
+    validate,
+)
+from flowloom.workflow.canvas import CanvasError, from_ui, to_ui
+from flowloom.workflow.catalogue import DATA
+from flowloom.workflow.png import PngError, read_chunks
+
+_POOL = 150
+_SERVER = Path("data/catalogues/comfyui-0.33.json.gz")
+_SOME_CLASSES = (
+    "KSampler", "CheckpointLoaderSimple", "CLIPTextEncode", "EmptyLatentImage", "VAEDecode",
+    "SaveImage", "LoadImage", "ResizeImageMaskNode", "BatchImagesNode", "SaveImageAdvanced",
+    "PreviewAny", "LoraLoader",
+)  # fmt: skip
+
+
+class Call(NamedTuple):
+    """One call to be judged: what it does (giving its outcome in a word), what it may raise."""
+
+    name: str
+    run: Callable[[], str]
+    errors: tuple[type[Exception], ...]
+
+
+class Door(NamedTuple):
+    """A public entry: its share of all inputs, and what makes a call from a source of chance."""
+
+    weight: float
+    make: Callable[[], Callable[[random.Random], Call]]
+
+
+class World(NamedTuple):
+    """What the calls share: catalogues, codecs, and good input to damage."""
+
+    catalogues: tuple[Catalogue, Catalogue]
+    codecs: tuple[Codec, Codec]
+    grammar: Grammar
+    flows: list[dict[str, Any]]
+    canvases: list[dict[str, Any]]
+    codes: list[list[int]]
+    info: dict[str, Any]
+
+
+@lru_cache(maxsize=1)
+def world() -> World:
+    """Made once per process."""
+    embedded = Catalogue.load("embedded")
+    server = Catalogue.load(_SERVER) if _SERVER.exists() else embedded
+    grammar = Grammar(embedded)
+    codes = random_workflows(grammar, _POOL, 0)
+    graphs = [decode(code.tokens, grammar) for code in codes]
+    info = json.loads(gzip.decompress(_SERVER.read_bytes())) if _SERVER.exists() else {}
+    flows = [graph.to_api() for graph in graphs] + [_dynamic(k) for k in range(_POOL // 5)]
+    return World(
+        (embedded, server),
+        (grammar.codec, Codec(server, Vocabulary.build(server))),
+        grammar,
+        flows,
+        [to_ui(graph, embedded) for graph in graphs] + _templates(),
+        [code.tokens for code in codes],
+        {name: info[name] for name in _SOME_CLASSES if name in info},
+    )
+
+
+def _dynamic(k: int) -> dict[str, Any]:
+    """A flow with a choice, growing inputs, a picture and a file saved by a choice."""
+    resize = {
+        "input": ["1", 0],
+        "resize_type": "scale dimensions",
+        "resize_type.width": 8 * (k + 1),
+        "resize_type.height": 512,
+        "resize_type.crop": "center",
+        "scale_method": "area",
+    }
+    grown = {f"images.image{j}": ["2", 0] for j in range(1 + k % 4)}
+    save = {
+        "images": ["3", 0],
+        "filename_prefix": "x",
+        "format": "png",
+        "format.bit_depth": "8-bit",
+        "format.input_color_space": "sRGB",
+    }
+    return {
+        "1": {"class_type": "LoadImage", "inputs": {"image": "none"}},
+        "2": {"class_type": "ResizeImageMaskNode", "inputs": resize},
+        "3": {"class_type": "BatchImagesNode", "inputs": grown},
+        "4": {"class_type": "SaveImageAdvanced", "inputs": save},
+    }
+
+
+def _templates() -> list[dict[str, Any]]:
+    """Some of the templates that ComfyUI's editor comes with, where they are installed."""
+    try:
+        import comfyui_workflow_templates_json as package
+    except ImportError:
+        return []
+    files = sorted((Path(package.__file__).parent / "templates").glob("image_*.json"))
+    return [json.loads(file.read_bytes()) for file in files if file.stat().st_size < 60_000][:40]
+
+
+def _broken_flow(rng: random.Random) -> Any:
+    flow: Any = _pick(world().flows, rng)
+    if rng.random() < 0.01:
+        return junk(rng)
+    for _ in range(1 + int(rng.random() * 3)):
+        flow = relinked(flow, rng) if rng.random() < 0.2 and flow else damaged(flow, rng)
+        if not isinstance(flow, dict):
+            break
+    return flow
+
+
+def _pick(items: Any, rng: random.Random) -> Any:
+    return items[int(rng.random() * len(items))]
+
+
+def _calls(
+    name: str,
+    errors: tuple[type[Exception], ...],
+    draw: Callable[[random.Random], Any],
+    run: Callable[[Any], str],
+) -> Callable[[], Callable[[random.Random], Call]]:
+    """Maker of calls that run one function on what was drawn."""
+
+    def make() -> Callable[[random.Random], Call]:
+        world()
+        return lambda rng: Call(name, partial(run, draw(rng)), errors)
+
+    return make
+
+
+def _validate(case: tuple[Any, Catalogue]) -> str:
+    problems = validate(*case)
+    for problem in problems:
+        assert len(problem.message) < 500, "a message that long is no message"
+        assert "\n" not in problem.type
+    return "valid" if not problems else "problems"
+
+
+def _from_api(flow: Any) -> str:
+    workflow = Workflow.from_api(flow)
+    workflow.fingerprint()
+    workflow.to_api()
+    workflow.fill("a cat", "a dog", 7)
+    return "read"
+
+
+def _encode(case: tuple[Any, Codec]) -> str:
+    flow, codec = case
+    workflow = Workflow.from_api(flow)
+    encoded = codec.encode(workflow)
+    again = codec.decode(encoded.tokens, encoded.texts, encoded.seeds)
+    outputs = codec.catalogue.output_classes
+    assert again.fingerprint(outputs) == workflow.fingerprint(outputs), "read back as another"
+    return "written"
+
+
+def _decode(case: tuple[list[int], Codec, Any]) -> str:
+    tokens, codec, texts = case
+    workflow = codec.decode(tokens, texts)
+    validate(workflow, codec.catalogue)
+    return "read"
+
+
+def _differences(case: tuple[Any, Any]) -> str:
+    old, new = map(Workflow.from_api, case)
+    lines = differences(old, new)
+    assert (lines == []) == (old.fingerprint() == new.fingerprint()), "differences hide one"
+    return "differ" if lines else "equal"
+
+
+def _from_ui(case: tuple[Any, Catalogue]) -> str:
+    canvas, catalogue = case
+    validate(from_ui(canvas, catalogue).workflow, catalogue)
+    return "converted"
+
+
+def _to_ui(case: tuple[Any, Catalogue]) -> str:
+    flow, catalogue = case
+    json.dumps(to_ui(Workflow.from_api(flow), catalogue))
+    return "drawn"
+
+
+def _vocabulary(data: Any) -> str:
+    assert Vocabulary.from_json(data).hash
+    return "read"
+
+
+def _catalogue(read: Callable[[Any], Catalogue], data: Any) -> str:
+    catalogue = read(data)
+    assert catalogue.hash
+    for flow in world().flows[:2] + world().flows[-1:]:
+        validate(flow, catalogue)
+    return "read"
+
+
+def _chunks(data: bytes) -> str:
+    return f"{min(len(read_chunks(data)), 3)} texts"
+
+
+def _source(case: tuple[str, bytes]) -> str:
+    suffix, data = case
+    outcome = "empty"
+    with tempfile.NamedTemporaryFile(suffix=suffix) as file:
+        file.write(data)
+        file.flush()
+        for source in Inputs([file.name]):
+            assert "\n" not in (source.error or ""), "an error of several lines"
+            outcome = "unreadable"
+            if source.error is None:
+                source.read(world().catalogues[0])
+                outcome = "read"
+    return outcome
+
+
+def _draw_picture(rng: random.Random) -> bytes:
+    text = json.dumps(_pick(world().flows, rng)).encode()
+    data = picture({"prompt": text, "workflow": text[: int(rng.random() * 99)]}, rng)
+    return broken_bytes(data, rng)
+
+
+def _draw_source(rng: random.Random) -> tuple[str, bytes]:
+    value = _broken_flow(rng) if rng.random() < 0.5 else damaged(_pick(world().canvases, rng), rng)
+    try:
+        data = json.dumps(value).encode()
+    except (ValueError, RecursionError):
+        data = b"[" * 100_000
+    suffix = _pick((".json", ".jsonl", ".json.gz", ".png"), rng)
+    if suffix == ".png":
+        data = picture({"prompt": data}, rng)
+    if suffix == ".json.gz":
+        data = gzip.compress(data, 1)
+    return suffix, broken_bytes(data, rng) if rng.random() < 0.7 else data
+
+
+def _draw_info(rng: random.Random) -> Any:
+    return damaged(world().info, rng, 1 + int(rng.random() * 2))
+
+
+def _case(rng: random.Random, kind: str) -> tuple[Any, Any]:
+    """A broken flow with a catalogue or codec; dynamic flows mean something to a server only."""
+    return _broken_flow(rng), _pick(getattr(world(), kind), rng)
+
+
+def _draw_tokens(rng: random.Random) -> tuple[list[int], Codec, Any]:
+    codec = _pick(world().codecs, rng)
+    texts = _pick((None, (), ("a",), ("a", "b", "c")), rng)
+    return broken_tokens(_pick(world().codes, rng), codec.vocabulary.size, rng), codec, texts
+
+
+_EMBEDDED = json.loads((DATA / "embedded.json").read_text())
+_BAD_CATALOGUE, _BAD_FLOW = (CatalogueError,), (WorkflowError,)
+
+DOORS: dict[str, Door] = {
+    "validate": Door(30, _calls("validate", (), lambda r: _case(r, "catalogues"), _validate)),
+    "from_api": Door(20, _calls("from_api", _BAD_FLOW, _broken_flow, _from_api)),
+    "encode": Door(
+        13,
+        _calls("encode", (WorkflowError, CodecError), lambda r: _case(r, "codecs"), _encode),
+    ),
+    "decode": Door(13, _calls("decode", (CodecError,), _draw_tokens, _decode)),
+    "differences": Door(
+        5,
+        _calls(
+            "differences",
+            _BAD_FLOW,
+            lambda r: (_pick(world().flows, r), _broken_flow(r)),
+            _differences,
+        ),
+    ),
+    "from_ui": Door(
+        6,
+        _calls(
+            "from_ui",
+            (CanvasError,),
+            lambda r: (
+                damaged(_pick(world().canvases, r), r, 1 + int(r.random() * 3)),
+                _pick(world().catalogues, r),
+            ),
+            _from_ui,
+        ),
+    ),
+    "to_ui": Door(
+        3, _calls("to_ui", (WorkflowError, CanvasError), lambda r: _case(r, "catalogues"), _to_ui)
+    ),
+    "png": Door(6, _calls("png", (PngError,), _draw_picture, _chunks)),
+    "sources": Door(1.5, _calls("sources", (ValueError,), _draw_source, _source)),
+    "vocabulary": Door(
+        1,
+        _calls(
+            "vocabulary",
+            (VocabularyError,),
+            lambda r: damaged(world().grammar.vocabulary.to_json(), r, 2),
+            _vocabulary,
+        ),
+    ),
+    "catalogue": Door(
+        1,
+        _calls(
+            "catalogue",
+            _BAD_CATALOGUE,
+            lambda r: damaged(_EMBEDDED, r, 2),
+            partial(_catalogue, Catalogue.from_json),
+        ),
+    ),
+    "object_info": Door(
+        1.5,
+        _calls(
+            "object_info",
+            _BAD_CATALOGUE,
+            _draw_info,
+            partial(_catalogue, Catalogue.from_object_info),
+        ),
+    ),
+}
+
+
+def giants(megabytes: int) -> Iterator[Call]:
+    """A few inputs that are large rather than broken; each is made when its turn comes."""
+    flow_errors = (WorkflowError, CodecError)
+    for make in (_long_text, _long_names, _many_inputs, _many_outputs, _long_chain, _deep_value):
+        flow = make(megabytes)
+        for k, catalogue in enumerate(world().catalogues):
+            yield Call(f"validate {make.__name__}", partial(_validate, (flow, catalogue)), ())
+            codec = world().codecs[k]
+            yield Call(f"encode {make.__name__}", partial(_encode, (flow, codec)), flow_errors)
+        case = (world().flows[0], flow)
+        yield Call(f"differ {make.__name__}", partial(_differences, case), flow_errors)
+        canvas = (flow, world().catalogues[0])
+        yield Call(f"draw {make.__name__}", partial(_to_ui, canvas), (WorkflowError, CanvasError))
+    text = json.dumps(_long_text(megabytes)).encode()
+    yield Call("read long text", partial(_source, (".json", text)), (ValueError,))
+    yield Call("read half of it", partial(_source, (".json", text[: len(text) // 2])), ())
+    del text
+    bomb = zlib.compress(bytes(megabytes << 20), 9)
+    yield Call("read bomb.json.gz", partial(_source, (".json.gz", gzip.compress(bomb))), ())
+    rng = random.Random(3)
+    data = picture({"prompt": b"x" * (megabytes << 20)}, rng)
+    yield Call("read large picture", partial(_chunks, data), (PngError,))
+    tokens = [int(rng.random() * 120) for _ in range(megabytes * 10_000)]
+    yield Call("decode many", partial(_decode, (tokens, world().codecs[0], None)), (CodecError,))
+
+
+def _first(name: str) -> tuple[dict[str, Any], str]:
+    """A good flow, and the id of its first node of a class."""
+    flow = json.loads(json.dumps(world().flows[0]))
+    return flow, next(i for i, node in flow.items() if node["class_type"] == name)
+
+
+def _long_text(megabytes: int) -> dict[str, Any]:
+    flow, node_id = _first("CLIPTextEncode")
+    flow[node_id]["inputs"]["text"] = "a cat, " * (megabytes * 150_000)
+    return flow
+
+
+def _long_names(megabytes: int) -> dict[str, Any]:
+    flow, node_id = _first("KSampler")
+    long = "9" * (megabytes << 20)
+    flow[node_id]["inputs"] |= {long: 1, "sampler_name": long, "steps": long, "model": [long, 0]}
+    flow[long] = {"class_type": long, "inputs": {}}
+    return flow
+
+
+def _many_inputs(megabytes: int) -> dict[str, Any]:
+    flow, node_id = _first("KSampler")
+    flow[node_id]["inputs"] |= {f"steps{k}": k for k in range(megabytes * 3000)}
+    return flow
+
+
+def _many_outputs(megabytes: int) -> dict[str, Any]:
+    flow, node_id = _first("SaveImage")
+    return flow | {f"s{k}": flow[node_id] for k in range(megabytes * 20)}
+
+
+def _long_chain(megabytes: int) -> dict[str, Any]:
+    flow, node_id = _first("SaveImage")
+    link = flow[node_id]["inputs"]["images"]
+    for k in range(megabytes * 90):
+        flow[f"b{k}"] = {
+            "class_type": "ImageBlur",
+            "inputs": {"image": link, "blur_radius": 1, "sigma": 1.0},
+        }
+        link = [f"b{k}", 0]
+    flow[node_id]["inputs"]["images"] = link
+    return flow
+
+
+def _deep_value(megabytes: int) -> dict[str, Any]:
+    flow, node_id = _first("KSampler")
+    flow[node_id]["inputs"]["steps"] = nested(megabytes * 5000)
+    return flow
