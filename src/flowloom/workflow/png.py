@@ -149,7 +149,7 @@ def _packed(key: str, text: str) -> bytes:
         raise PngError(f"text {key[:40]!r}: the key is not Latin-1") from error
     if not 0 < len(name) <= _MAX_KEY or b"\0" in name:
         raise PngError(f"text {key[:40]!r}: got a key of {len(name)}, expected 1 to {_MAX_KEY}")
-    if text.isascii() or (all(ord(c) < 256 for c in text) and "\0" not in text):
+    if "\0" not in text and max(text, default="") < "\u0100":
         kind, data = b"tEXt", name + b"\0" + text.encode("latin-1")
     else:
         kind, data = b"iTXt", name + b"\0" * 5 + text.encode("utf-8", "replace")
