@@ -25,6 +25,11 @@ JUNK: tuple[Any, ...] = (
     {"__value__": [1, 2]}, {"__value__": {"__value__": 1}}, {"__value__": None}, {"a": {"b": [1]}},
     "LoadImage", "COMFY_DYNAMICCOMBO_V3", "COMFY_AUTOGROW_V3", "*", "INT,FLOAT", _SHALLOW, _DEEP,
 )  # fmt: skip
+# What a person or a program may well write by mistake; it gets deeper into the checks.
+MILD: tuple[Any, ...] = (
+    None, True, 0, -1, 1, 7, 64, 1.5, "", "x", "euler", "a cat", "3", 10**19, 1e-9, [1, 2, 3],
+    {"__value__": [1, 2]}, {"a": 1}, ["3", 0], ["4", 1], ["nope", 0], "SaveImage", "KSampler",
+)  # fmt: skip
 NAMES = (
     "class_type", "inputs", "", "model", "steps", "a.b.c", "images.image0", "..", "\0", "x" * 1000,
     "widgets_values", "links", "id", "type", "name", "options",
@@ -32,7 +37,9 @@ NAMES = (
 
 
 def junk(rng: random.Random) -> Any:
-    """One senseless value."""
+    """One wrong value; mostly a mild one."""
+    if rng.random() < 0.7:
+        return MILD[int(rng.random() * len(MILD))]
     return JUNK[int(rng.random() * len(JUNK))]
 
 

@@ -227,7 +227,7 @@ class Reader:
                 value = shifted(float(value), int(shift[2]))
         except (ValueError, OverflowError) as error:
             raise self._error(f"a number, got {text[:40]!r}") from error
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise self._error(f"a finite number, got {text[:40]}")
         self._mark(top.number, len(spelled) + 1)
         return value

@@ -14,7 +14,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from flowloom.workflow.catalogue import DATA, Catalogue, InputSpec
-from flowloom.workflow.graph import SEED_INPUTS
+from flowloom.workflow.graph import SEED_INPUTS, json_fault
 
 SPECIALS = (
     "<pad>", "<bos>", "<eos>", "<prompt>", "<negative>", "<text>", "<none>",
@@ -268,10 +268,14 @@ class Vocabulary:
         try:
             tokens = tuple(Token(**row) for row in data["tokens"])
             fields = tuple((str(c), str(i)) for c, i in data["fields"])
+            fault = json_fault([list(vars(token).values()) for token in tokens])
+            if fault:
+                raise ValueError(fault)
             return Vocabulary(tokens, fields, data.get("catalogue_hash", ""))
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise VocabularyError(
-                f"vocabulary: got {type(error).__name__} {error}, expected tokens and fields"
+                f"vocabulary: got {type(error).__name__} {str(error)[:200]}, "
+                "expected tokens and fields"
             ) from error
 
 
