@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.garbage.mutators import (
+    bent,
     broken_bytes,
     broken_tokens,
     damaged,
@@ -138,6 +139,10 @@ def _broken_flow(rng: random.Random) -> Any:
     flow: Any = _pick(world().flows, rng)
     if rng.random() < 0.01:
         return junk(rng)
+    if rng.random() < 0.5:
+        for _ in range(1 + int(rng.random() * 3)):
+            flow = relinked(flow, rng) if rng.random() < 0.2 else bent(flow, rng)
+        return flow
     for _ in range(1 + int(rng.random() * 3)):
         flow = relinked(flow, rng) if rng.random() < 0.2 and flow else damaged(flow, rng)
         if not isinstance(flow, dict):

@@ -93,6 +93,23 @@ def relinked(api: dict[str, Any], rng: random.Random) -> dict[str, Any]:
     return {**api, node_id: {**node, "inputs": inputs}}
 
 
+def bent(api: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+    """A workflow in which one input holds a mild junk value, another one's value, or is gone."""
+    node_id = _pick(list(api), rng)
+    node = api[node_id]
+    if not isinstance(node, dict) or not isinstance(node.get("inputs"), dict) or not node["inputs"]:
+        return api
+    inputs = dict(node["inputs"])
+    name, how = _pick(list(inputs), rng), rng.random()
+    if how < 0.2:
+        del inputs[name]
+    elif how < 0.5:
+        inputs[name] = inputs[_pick(list(inputs), rng)]
+    else:
+        inputs[name] = _pick(MILD, rng)
+    return {**api, node_id: {**node, "inputs": inputs}}
+
+
 def broken_tokens(tokens: Sequence[int], size: int, rng: random.Random) -> list[int]:
     """A code with tokens changed, dropped, repeated or cut off; or no code at all."""
     if rng.random() < 0.1:

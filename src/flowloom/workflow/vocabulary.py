@@ -266,11 +266,11 @@ class Vocabulary:
             VocabularyError: `data` is not a saved vocabulary.
         """
         try:
-            tokens = tuple(Token(**row) for row in data["tokens"])
-            fields = tuple((str(c), str(i)) for c, i in data["fields"])
-            fault = json_fault([list(vars(token).values()) for token in tokens])
+            fault = json_fault(data)
             if fault:
                 raise ValueError(fault)
+            tokens = tuple(Token(**row) for row in data["tokens"])
+            fields = tuple((str(c), str(i)) for c, i in data["fields"])
             return Vocabulary(tokens, fields, data.get("catalogue_hash", ""))
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise VocabularyError(
