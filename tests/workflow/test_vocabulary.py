@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from flowloom.workflow import Catalogue, ModelFile, Vocabulary, VocabularyError
+from flowloom.workflow import Catalogue, Codec, ModelFile, Vocabulary, VocabularyError, Workflow
 from flowloom.workflow import vocabulary as voc
 
 
@@ -121,3 +121,34 @@ def test_inputs_without_a_rule_share_a_kind_by_name():
     }
     built = Vocabulary.build(Catalogue.from_json(data))
     assert texts(built, "value") == ["knob=0.25"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "values"),
+    [
+        (["INT", {"default": "auto"}], []),
+        (["INT", {"default": 0.5}], []),
+        (["INT", {"default": 3.0}], [3]),
+        (["INT", {"default": 5, "max": 4}], []),
+        (["FLOAT", {"default": 2}], [2.0]),
+        (["FLOAT", {"default": float("inf")}], []),
+        (["FLOAT", {"default": True}], []),
+        (["STRING", {"default": 7}], [7]),
+        (["BOOLEAN", {"default": "yes"}], [True, False]),
+        ([[1, 1.0, True, None, "1", [2]], {}], [1, 1.0, True, None, "1", [2]]),
+        (["COMBO", {"default": "x"}], []),
+        (["COLOR", {"default": {"r": 1}}], [{"r": 1}]),
+    ],
+)
+def test_odd_defaults_and_options(facts, values):
+    info = {"Odd": {"input": {"required": {"knob": facts}}, "output": [], "output_node": True}}
+    catalogue = Catalogue.from_object_info(info)
+    built = Vocabulary.build(catalogue)
+    found = [token.value for token in built.tokens if token.group == "value"]
+    assert [(type(v), v) for v in found] == [(type(v), v) for v in values]
+    codec = Codec(catalogue, built)
+    for value in values:
+        workflow = Workflow.from_api({"1": {"class_type": "Odd", "inputs": {"knob": value}}})
+        code = codec.encode(workflow)
+        assert len(code.tokens) == 3
+        assert codec.decode(code.tokens, code.texts).nodes == workflow.nodes

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
@@ -134,9 +135,15 @@ def grid(
         values.append(spec.default)
     if spec.type in ("INT", "FLOAT"):
         cast = int if spec.type == "INT" else float
-        values = [cast(v) for v in values if in_range(spec, v)]
-        return list(dict.fromkeys(values))
+        numbers = [v for v in values if _is_number(v) and in_range(spec, v)]
+        return list(dict.fromkeys(cast(v) for v in numbers if cast(v) == v))
     return list({value_key("", v): v for v in values}.values())
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a default is a number at all; packs of nodes give strings and worse."""
+    is_real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_real and math.isfinite(value)
 
 
 def in_range(spec: InputSpec, value: float) -> bool:
