@@ -44,11 +44,62 @@ from flowloom.workflow.png import PngError, read_chunks
 
 _POOL = 150
 _SERVER = Path("data/catalogues/comfyui-0.33.json.gz")
-_SOME_CLASSES = (
-    "KSampler", "CheckpointLoaderSimple", "CLIPTextEncode", "EmptyLatentImage", "VAEDecode",
-    "SaveImage", "LoadImage", "ResizeImageMaskNode", "BatchImagesNode", "SaveImageAdvanced",
-    "PreviewAny", "LoraLoader",
-)  # fmt: skip
+_CHOICE, _GROWING, _MATCH = (f"COMFY_{n}_V3" for n in ("DYNAMICCOMBO", "AUTOGROW", "MATCHTYPE"))
+_NUMBER = ["INT", {"default": 512, "min": 0, "max": 16384, "step": 8}]
+_SIZE = {"width": _NUMBER, "height": _NUMBER, "crop": [["center", "disabled"]]}
+_DEPTH = {"bit_depth": ["COMBO", {"options": ["8-bit"]}], "input_color_space": [["sRGB"], {}]}
+# As a server answers: a picture, a choice, growing inputs, an output with a choice.
+_INFO: dict[str, Any] = {
+    "LoadImage": {
+        "input": {"required": {"image": [["none", "a.png"], {"image_upload": True}]}},
+        "output": ["IMAGE", "MASK"],
+    },
+    "ResizeImageMaskNode": {
+        "input": {
+            "required": {
+                "input": [_MATCH, {}],
+                "resize_type": [
+                    _CHOICE,
+                    {"options": [{"key": "scale dimensions", "inputs": {"required": _SIZE}}]},
+                ],
+                "scale_method": [["area", "lanczos"], {"default": "area"}],
+            }
+        },
+        "output": [_MATCH],
+        "output_name": ["resized"],
+    },
+    "BatchImagesNode": {
+        "input": {
+            "required": {
+                "images": [
+                    _GROWING,
+                    {
+                        "template": {
+                            "input": {"required": {"image": ["IMAGE", {}]}},
+                            "prefix": "image",
+                            "min": 1,
+                            "max": 50,
+                        }
+                    },
+                ]
+            },
+            "optional": {"note": ["STRING", {"multiline": True}], "colour": ["COLOR", {}]},
+        },
+        "input_order": {"required": ["images"], "optional": ["colour", "note"]},
+        "output": ["IMAGE"],
+    },
+    "SaveImageAdvanced": {
+        "input": {
+            "required": {
+                "images": ["IMAGE", {}],
+                "filename_prefix": ["STRING", {"default": "ComfyUI"}],
+                "format": [_CHOICE, {"options": [{"key": "png", "inputs": {"required": _DEPTH}}]}],
+            }
+        },
+        "output": ["IMAGE"],
+        "output_node": True,
+    },
+}
 
 
 class Call(NamedTuple):
@@ -75,18 +126,16 @@ class World(NamedTuple):
     flows: list[dict[str, Any]]
     canvases: list[dict[str, Any]]
     codes: list[list[int]]
-    info: dict[str, Any]
 
 
 @lru_cache(maxsize=1)
 def world() -> World:
     """Made once per process."""
     embedded = Catalogue.load("embedded")
-    server = Catalogue.load(_SERVER) if _SERVER.exists() else embedded
+    server = Catalogue.load(_SERVER) if _SERVER.exists() else Catalogue.from_object_info(_INFO)
     grammar = Grammar(embedded)
     codes = random_workflows(grammar, _POOL, 0)
     graphs = [decode(code.tokens, grammar) for code in codes]
-    info = json.loads(gzip.decompress(_SERVER.read_bytes())) if _SERVER.exists() else {}
     flows = [graph.to_api() for graph in graphs] + [_dynamic(k) for k in range(_POOL // 5)]
     return World(
         (embedded, server),
@@ -95,7 +144,6 @@ def world() -> World:
         flows,
         [to_ui(graph, embedded) for graph in graphs] + _templates(),
         [code.tokens for code in codes],
-        {name: info[name] for name in _SOME_CLASSES if name in info},
     )
 
 
@@ -256,7 +304,7 @@ def _source(case: tuple[str, bytes]) -> str:
 def _draw_picture(rng: random.Random) -> bytes:
     text = json.dumps(_pick(world().flows, rng)).encode()
     data = picture({"prompt": text, "workflow": text[: int(rng.random() * 99)]}, rng)
-    return broken_bytes(data, rng)
+    return broken_bytes(data, rng) if rng.random() < 0.8 else data
 
 
 def _draw_source(rng: random.Random) -> tuple[str, bytes]:
@@ -274,7 +322,7 @@ def _draw_source(rng: random.Random) -> tuple[str, bytes]:
 
 
 def _draw_info(rng: random.Random) -> Any:
-    return damaged(world().info, rng, 1 + int(rng.random() * 2))
+    return damaged(_INFO, rng, 1 + int(rng.random() * 2))
 
 
 def _case(rng: random.Random, kind: str) -> tuple[Any, Any]:
