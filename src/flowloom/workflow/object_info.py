@@ -56,6 +56,8 @@ _FOLDER_OF = {
     "unet_name": "diffusion_models",
     "vae_name": "vae",
 }
+# Options that people write in the editor: the server takes any.
+_FREE_OPTIONS = {"CustomCombo.choice"}
 # Pictures, sounds and films lie in the server's input folder.
 _INPUT_FILES = {
     "LoadImage.image",
@@ -149,7 +151,7 @@ def _input(
         options,
         folder,
         bool(facts.get("multiline", False)),
-        not force and type_ not in LITERAL_TYPES and _is_editor_type(type_, facts),
+        not force and _is_editor_type(f"{class_type}.{name}", type_, facts),
         force,
         bool(facts.get("control_after_generate", False)),
         any(facts.get(key) for key in _UPLOADS),
@@ -187,7 +189,9 @@ def _number(bound: Any) -> float | None:
     return bound if type(bound) in (int, float) and bound == bound else None
 
 
-def _is_editor_type(type_: str, facts: Mapping[str, Any]) -> bool:
+def _is_editor_type(address: str, type_: str, facts: Mapping[str, Any]) -> bool:
+    if type_ in LITERAL_TYPES:
+        return address in _FREE_OPTIONS
     known = "default" in facts or "widgetType" in facts or facts.get("socketless")
     return bool(known) or type_ in _EDITOR_TYPES
 
