@@ -13,6 +13,9 @@ from flowloom.workflow.graph import Link
 from flowloom.workflow.literals import unwrapped
 from flowloom.workflow.plans import FAMILY_TYPES, SIZED_TYPES, Plan
 
+# Classes whose batch_size is the most that a part may hold; they make nothing new.
+_REGROUPING = frozenset({"RebatchImages", "RebatchLatents"})
+
 
 class Unsound(NamedTuple):
     """What is wrong where; empty strings for the graph as a whole."""
@@ -111,7 +114,7 @@ def cost_problems(
                 )
             if "scale_by" in values:
                 area *= _size(values["scale_by"], plans, inputs) ** 2
-            if "batch_size" in values:
+            if "batch_size" in values and plan.class_type not in _REGROUPING:
                 count = _size(values["batch_size"], plans, inputs)
             if "steps" in values:
                 work += area * count * _size(values["steps"], plans, inputs)
