@@ -221,7 +221,8 @@ def _validate(case: tuple[Any, Catalogue]) -> str:
     problems = validate(*case)
     for problem in problems:
         assert len(problem.message) < 500, "a message that long is no message"
-        assert "\n" not in problem.type
+        text = problem.message + problem.suggestion + problem.node_id + problem.input
+        assert text.isprintable(), "what cannot be printed in a line"
     return "valid" if not problems else "problems"
 
 

@@ -111,10 +111,8 @@ class Catalogue:
             name = str(data.get("name", ""))
             _check_files(files, limits)
         except (TypeError, KeyError, AttributeError, ValueError, RecursionError) as error:
-            raise CatalogueError(
-                f"catalogue: got {type(error).__name__} {str(error)[:200]}, "
-                "expected name, nodes, files"
-            ) from error
+            got = _one_line(f"{type(error).__name__} {str(error)[:200]}")
+            raise CatalogueError(f"catalogue: got {got}, expected name, nodes, files") from error
         return Catalogue(nodes, _sorted_files(files), name, limits)
 
     @staticmethod
@@ -129,7 +127,7 @@ class Catalogue:
         try:
             nodes, names = object_info.read_nodes(info)
         except ValueError as error:
-            raise CatalogueError(f"catalogue, {error}") from error
+            raise CatalogueError(_one_line(f"catalogue, {error}")) from error
         files = (ModelFile(folder, file, "", "") for folder, file in names)
         return Catalogue(nodes, _sorted_files(files), name, limits or Limits())
 
@@ -219,6 +217,10 @@ class Catalogue:
 @lru_cache(maxsize=1)
 def _embedded() -> Catalogue:
     return Catalogue.from_json(json.loads((DATA / "embedded.json").read_text()))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _base_name(name: str) -> str:

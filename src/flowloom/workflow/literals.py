@@ -241,9 +241,12 @@ def kind_name(value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """At most 80 characters of a value, whatever it is."""
+    """At most 80 characters of a value, whatever it is, in one line that can be printed."""
     if isinstance(value, str):
-        return value if len(value) <= 80 else value[:77] + "..."
+        text = value if len(value) <= 80 else value[:77] + "..."
+        if text.isprintable():
+            return text
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 256:
         return f"a number of {value.bit_length()} bits"
     if value is None or isinstance(value, (bool, int, float)):
