@@ -1,6 +1,6 @@
 """The state of a batch of rows being written: what is open, what is finished, what may come next.
 
-Shapes: B rows, V tokens, C classes, D open nodes, N finished nodes, F families, T link types.
+Shapes: B rows, V tokens, C classes, D open nodes, N finished nodes, G profiles of families.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flowloom.workflow import vocabulary as voc
+from flowloom.workflow.tables import OUTSIDE, SIDE, GrammarError
 
 if TYPE_CHECKING:
     from flowloom.workflow.grammar import Grammar
 
+__all__ = ["GrammarError", "State"]
 
-class GrammarError(ValueError):
-    """A grammar cannot be built, or an illegal token was taken; says what, got, expected."""
+_REFS = slice(voc.REF0, voc.REF0 + voc.NUM_REFS)
+_SLOTS = slice(voc.SLOT0, voc.SLOT0 + voc.NUM_SLOTS)
 
 
 class State:
@@ -28,8 +30,7 @@ class State:
 
     def __init__(self, grammar: Grammar, batch: int) -> None:
         self.grammar = grammar
-        size, deep = batch, grammar.budget + 1
-        none, types = grammar.num_classes, len(grammar.types)
+        size, deep, none = batch, grammar.budget + 1, grammar.num_classes
         self.done = np.zeros(size, bool)
         self.used = np.zeros(size, np.int32)  # tokens taken
         self.num_roots = np.zeros(size, np.int32)
@@ -41,10 +42,15 @@ class State:
         self.slot_of_ref = np.zeros(size, bool)
         self.depth = np.zeros(size, np.int32)
         self.open_class = np.full((size, deep), none, np.int32)
-        self.open_at = np.zeros((size, deep), np.int32)  # input being filled
+        self.open_at = np.full((size, deep), OUTSIDE, np.int32)  # position being filled
         self.open_node = np.zeros((size, deep), np.int32)
-        self.open_limit = np.zeros((size, deep))  # most pixels of its picture
-        self.open_area = np.ones((size, deep))  # pixels so far
+        # Pixels: most that its picture may have, of the pictures read so far (0: none), of its own
+        # sides so far, and the square of its scale so far.
+        self.open_limit = np.zeros((size, deep))
+        self.open_most = np.zeros((size, deep))
+        self.open_side = np.ones((size, deep))
+        self.open_sides = np.zeros((size, deep), np.int8)
+        self.open_gain = np.ones((size, deep))
         self.open_role = np.zeros((size, deep), np.int32)
         self.open_last = np.full((size, deep), none, np.int32)  # class of the last child
         # Loader that the node goes back to through its first input; until known, its holder's.
@@ -53,14 +59,17 @@ class State:
         # one binds all, so a pending sibling is never priced in another family.
         self.open_group = np.zeros((size, deep), np.int32)
         self.group_family = np.full((size, deep), -1, np.int32)
+        self.open_bound = np.zeros((size, deep), bool)  # whether the node itself has the family
+        # Fewest tokens still to come below: in the same group, by profile, and in all others.
+        self.open_same = np.zeros((size, deep, grammar.costs.num_profiles), np.int32)
+        self.open_rest = np.zeros((size, deep), np.int32)
         self.done_class = np.full((size, deep), none, np.int32)
         self.done_family = np.full((size, deep), -1, np.int32)
         self.done_origin = np.full((size, deep), -1, np.int32)
         self.done_area = np.zeros((size, deep))
         self.done_role = np.zeros((size, deep), np.int32)
-        # Finished nodes by type, most recent first; -1 is none.
-        self.recent = np.full((size, types + 1, voc.NUM_REFS), -1, np.int32)
         self._mask: np.ndarray | None = None
+        self._recent: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.done)
@@ -73,22 +82,16 @@ class State:
         Nodes are numbered in order of opening. Between output nodes the field is ("*", "end") and
         the node 0. A link hole is named by its own field, even if a class token will fill it.
         """
-        rows = np.arange(len(self))
-        top = self._holder()
-        field = self.grammar.class_field[self.open_class[rows, top], self.open_at[rows, top]]
-        outside = (self.depth == 0) | (top < 0)
-        return (
-            np.where(outside, voc.END_FIELD, field).astype(np.int32),
-            np.where(outside, 0, self.open_node[rows, top]).astype(np.int32),
-        )
+        at = self._place()
+        top = np.maximum(self._holder(), 0)
+        node = np.where(at == OUTSIDE, 0, self.open_node[np.arange(len(self)), top])
+        return self.grammar.tables.field[at], node
 
     def roles(self) -> np.ndarray:
         """Whether the next token stands below a positive (1) or negative (2) input, or none (0)."""
-        rows = np.arange(len(self))
-        field, _ = self.holes()
-        above = np.where(self.depth > 0, self.open_role[rows, self.depth - 1], 0)
-        own = self.grammar.field_role[field]
-        return np.where(own > 0, own, above)
+        above = self.open_role[np.arange(len(self)), np.maximum(self.depth - 1, 0)]
+        own = self.grammar.tables.role[self._place()]
+        return np.where(own > 0, own, np.where(self.depth > 0, above, 0))
 
     def forced(self) -> np.ndarray:
         """The only legal token [B] of a row, -1 where there is a choice or the row is done."""
@@ -103,42 +106,45 @@ class State:
 
     def reference_nodes(self) -> np.ndarray:
         """Finished node (its index in order of finishing) behind each reference [B, 8], or -1."""
-        field, _ = self.holes()
-        return self.recent[np.arange(len(self)), self.grammar.field_type[field]]
+        if self._recent is None:
+            kind = self.grammar.tables.type[self._place()]
+            self._recent = np.full((len(self), voc.NUM_REFS), -1, np.int32)
+            width = int(self.num_finished.max(initial=0))
+            rows = np.flatnonzero((kind < len(self.grammar.tables.types)) & (self.num_finished > 0))
+            fed = self.grammar.tables.feeds[kind[rows, None], self.done_class[rows, :width]]
+            age = fed[:, ::-1].cumsum(1)[:, ::-1]
+            index, node = np.nonzero(fed & (age <= voc.NUM_REFS))
+            self._recent[rows[index], age[index, node] - 1] = node
+        return self._recent
 
     def _holder(self) -> np.ndarray:
         """Depth index of the node whose input is being filled; -1 outside."""
         waits_below = (self.slots > 0) & ~self.slot_of_ref
         return self.depth - 1 - waits_below
 
-    def _legal(self) -> np.ndarray:
-        g, rows = self.grammar, np.arange(len(self))
-        field, _ = self.holes()
-        mask = g.static[field]
-        top = self.depth - 1
-        group = self.open_group[rows, top]
-        family = np.where(g.field_bears[field], self.group_family[rows, group], -1)
-        family[self.depth == 0] = -1
-        left = g.budget - self.used - 1
-        # room[b, f]: tokens left for what this token opens in family f, where everything that is
-        # still unbound is of family f too; beside a bound hole the unbound may be of any.
-        room = left[:, None] - self._pending()
-        if len(g.families) > 1:
-            bound = np.flatnonzero(family >= 0)
-            best = room[bound].max(1)
-            room[bound] = -1
-            room[bound, family[bound]] = best
+    def _place(self) -> np.ndarray:
+        """Position [B] that the next token fills."""
+        holder = self._holder()
+        at = self.open_at[np.arange(len(self)), np.maximum(holder, 0)]
+        return np.where(holder < 0, OUTSIDE, at)
 
-        links = np.flatnonzero((g.field_type[field] >= 0) | (self.depth == 0))
-        self._restrict_links(mask, links, field, family, room)
-        files = mask[:, g.file_ids]
-        if files.any():
-            wanted = g.token_family[g.file_ids]
-            fits = np.where(wanted >= 0, room[:, wanted] >= 0, room.max(1)[:, None] >= 0)
-            mask[:, g.file_ids] = files & fits
-        sized = np.flatnonzero(g.size_field[field])
+    def _legal(self) -> np.ndarray:
+        g, t, at = self.grammar, self.grammar.tables, self._place()
+        row = t.row[at]
+        mask = t.allowed[row]
+        room, family = self._room(at)
+        files = np.flatnonzero(t.has_files[row])
+        if len(files):
+            self._restrict_files(mask, files, family[files], room[files])
+        chosen = np.flatnonzero(t.choice[at] >= 0)
+        if len(chosen):
+            self._restrict_choices(mask, chosen, at[chosen], room[chosen])
+        sized = np.flatnonzero(t.size[at])
         if len(sized):
-            self._restrict_sizes(mask, sized, field[sized])
+            self._restrict_sizes(mask, sized, at[sized])
+        links = np.flatnonzero((t.type[at] < len(t.types)) | (at == OUTSIDE))
+        if len(links):
+            self._restrict_links(mask, links, at[links], family[links], room[links])
 
         ended = np.flatnonzero((self.depth == 0) & (self.num_roots > 0))
         if len(ended):
@@ -148,84 +154,119 @@ class State:
         waiting = np.flatnonzero(self.slots > 0)
         if len(waiting):
             mask[waiting] = False
-            slots = np.arange(voc.NUM_SLOTS) < self.slots[waiting, None]
-            mask[waiting, voc.SLOT0 : voc.SLOT0 + voc.NUM_SLOTS] = slots
+            mask[waiting, _SLOTS] = np.arange(voc.NUM_SLOTS) < self.slots[waiting, None]
         mask[self.done] = False
         mask[self.done, voc.PAD] = True
         assert mask.any(1).all(), "dead end"
         return mask
 
-    def _pending(self) -> np.ndarray:
-        """Fewest tokens [B, F] that fill every hole but the present one, <eos> included."""
-        g, deep = self.grammar, max(int(self.depth.max(initial=0)), 1)
-        at = (self.open_class[:, :deep], self.open_at[:, :deep] + 1)
-        rest = g.suffix[at]
-        if len(g.families) > 1:
-            bound = np.take_along_axis(self.group_family, self.open_group[:, :deep], 1)
-            own = np.take_along_axis(rest, np.maximum(bound, 0)[..., None], 2)
-            rest = np.where(bound[..., None] >= 0, own, rest)
-        return rest.sum(1) + g.suffix_free[at].sum(1) + 1
+    def _room(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens left [B, G] for what fills the present hole, its own token taken, by profile.
 
-    def _hole_limit(self, rows: np.ndarray, field: np.ndarray) -> np.ndarray:
-        """Most pixels that a picture filling `field` of the top node may have."""
-        bound = float(self.grammar.catalogue.limits.pixels)
-        depth = self.depth[rows]
-        above = np.where(depth > 0, self.open_limit[rows, depth - 1], bound)
-        sized = (depth == 0) | self.grammar.field_sized[field]
-        return np.where(sized, np.minimum(bound, above / self.grammar.shrink[field]), bound)
+        Negative where a family is none that the hole can have. Also the family [B] that binds the
+        node, or -1. Everything else that is open counts as completed in the cheapest way.
+        """
+        g, rows = self.grammar, np.arange(len(self))
+        top = np.maximum(self.depth - 1, 0)
+        family = self.group_family[rows, self.open_group[rows, top]]
+        family = np.where(at == OUTSIDE, -1, family)
+        left = g.budget - self.used - 2 - self.open_rest[rows, top]
+        pending = self.open_same[rows, top] + g.costs.suffix[g.tables.after[at]]
+        room = left[:, None] - pending
+        if len(g.tables.families) > 1:
+            bound = np.flatnonzero(family >= 0)
+            profile = g.costs.profile[family[bound]]
+            best = room[bound, profile]
+            room[bound] = -1
+            room[bound, profile] = best
+        return room, family
+
+    def _restrict_files(
+        self, mask: np.ndarray, rows: np.ndarray, family: np.ndarray, room: np.ndarray
+    ) -> None:
+        t, profile = self.grammar.tables, self.grammar.costs.profile
+        fits = np.ones((len(rows), len(t.families) + 1), bool)
+        # The last column is for files that fit any family.
+        fits[:, :-1] = room[:, profile] >= 0
+        fits[:, :-1] &= (family[:, None] < 0) | (np.arange(len(t.families)) == family[:, None])
+        mask[np.ix_(rows, t.file_ids)] &= fits[:, t.token_family[t.file_ids]]
+
+    def _restrict_choices(
+        self, mask: np.ndarray, rows: np.ndarray, at: np.ndarray, room: np.ndarray
+    ) -> None:
+        """Options whose inputs have room; `room` counts on the hole being absent instead."""
+        g, t = self.grammar, self.grammar.tables
+        tokens = t.option_tokens[t.choice[at]]
+        to = t.branch[t.choice[at][:, None], tokens]
+        more = g.costs.suffix[to] - g.costs.suffix[t.after[at]][:, None]
+        fits = (more <= room[:, None]).any(2)
+        limit = self._hole_limit(rows, at)
+        fits &= g.costs.path_area[to] <= limit[:, None]
+        mask[rows[:, None], tokens] &= fits
+
+    def _hole_limit(self, rows: np.ndarray, at: np.ndarray) -> np.ndarray:
+        """Most pixels of a picture that fills a position of the top node."""
+        costs, top = self.grammar.costs, np.maximum(self.depth[rows] - 1, 0)
+        gain = self.open_gain[rows, top] * costs.least_gain[at]
+        free = (self.depth[rows] == 0) | costs.resets[self.open_class[rows, top]]
+        limit = np.minimum(costs.pixels, self.open_limit[rows, top] / gain)
+        return np.where(free, costs.pixels, limit)
 
     def _restrict_links(
         self,
         mask: np.ndarray,
         rows: np.ndarray,
-        field: np.ndarray,
+        at: np.ndarray,
         family: np.ndarray,
         room: np.ndarray,
     ) -> None:
-        g = self.grammar
-        field, family, room = field[rows], family[rows], room[rows]
-        kind = g.field_type[field]
-        limit = self._hole_limit(rows, field)
+        g, t, costs = self.grammar, self.grammar.tables, self.grammar.costs
+        kind, limit = t.type[at], self._hole_limit(rows, at)
+        columns = np.ix_(rows, t.class_ids)
+        classes = mask[columns]
         # A node opened in the unbound family f must fit that family's room.
-        need = g.class_cost[kind]
-        classes = (
-            (need <= room[:, None, :]).any(2) if need.shape[2] > 1 else (need[:, :, 0] <= room)
-        )
-        small = g.min_area[None, :] <= limit[:, None]
-        classes &= small | ~g.field_sized[field][:, None]
-        classes &= mask[np.ix_(rows, g.class_ids)]
+        classes &= (costs.need[kind] <= room[:, None, :]).any(2)
+        if limit.min() < costs.most_area:
+            classes &= (costs.area[None, :] <= limit[:, None]) | ~t.sized[kind, :-1]
 
-        nodes = self.recent[rows, kind]
+        nodes = self.reference_nodes()[rows]
         found = nodes >= 0
-        at = (rows[:, None], nodes)
-        fam = np.where(g.field_bears[field][:, None], self.done_family[at], -1)
-        slot = g.num_matching[self.done_class[at], kind[:, None]] > 1
-        free = np.where(
-            fam >= 0, np.take_along_axis(room, np.maximum(fam, 0), 1), room.max(1)[:, None]
-        )
-        refs = found & (free >= slot)
+        index = (rows[:, None], nodes)
+        source = (kind[:, None], self.done_class[index])
+        fam = np.where(t.bears[source], self.done_family[index], -1)
+        slots = t.num_slots[source]
+        profile = costs.profile[np.maximum(fam, 0)]
+        free = np.where(fam >= 0, np.take_along_axis(room, profile, 1), room.max(1)[:, None])
+        refs = found & (slots > 0) & (free >= (slots > 1)) & mask[rows, _REFS]
         refs &= (fam < 0) | (family[:, None] < 0) | (fam == family[:, None])
-        refs &= (self.done_area[at] <= limit[:, None]) | ~g.field_sized[field][:, None]
-        refs &= (self.depth[rows] > 0)[:, None]
-
+        refs &= (self.done_area[index] <= limit[:, None]) | ~t.sized[source]
+        mask[rows, _REFS] = refs
+        if not g.taste:
+            mask[columns] = classes
+            return
         # Caps and reuse of loaders give way where nothing else could fill the hole.
-        any_ref = refs.any(1)
         over = ((self.cap_counts[rows] >= g.cap_of) @ g.cap_members.T) > 0
-        kept = classes & ~over & ~(g.reuse[kind] & any_ref[:, None])
-        stuck = ~(kept.any(1) | any_ref | mask[rows, voc.NONE_ID])
-        kept[stuck] = classes[stuck]
-        mask[np.ix_(rows, g.class_ids)] = kept
-        mask[rows, voc.REF0 : voc.REF0 + voc.NUM_REFS] = refs
+        kept = classes & ~over & ~(t.reuse[kind] & refs.any(1)[:, None])
+        mask[columns] = kept
+        stuck = np.flatnonzero(~kept.any(1))
+        stuck = stuck[~mask[rows[stuck]].any(1)]
+        mask[np.ix_(rows[stuck], t.class_ids)] = classes[stuck]
 
-    def _restrict_sizes(self, mask: np.ndarray, rows: np.ndarray, field: np.ndarray) -> None:
-        g, top = self.grammar, self.depth[rows] - 1
-        value = g.token_number[g.size_columns]
-        area = np.where(g.first_side[field], 1.0, self.open_area[rows, top])
-        limit = self.open_limit[rows, top]
-        scale = g.field_size[field] == "scale"
-        gain = np.where(scale[:, None], value**2, value * g.least_side[field][:, None])
-        fits = area[:, None] * gain <= limit[:, None]
-        mask[np.ix_(rows, g.size_columns)] &= fits
+    def _restrict_sizes(self, mask: np.ndarray, rows: np.ndarray, at: np.ndarray) -> None:
+        t, costs, top = self.grammar.tables, self.grammar.costs, self.depth[rows] - 1
+        most, side = self.open_most[rows, top], self.open_side[rows, top]
+        classes, is_side = self.open_class[rows, top], t.size[at] == SIDE
+        resets = costs.resets[classes]
+        limit = self.open_limit[rows, top] / (self.open_gain[rows, top] * costs.least_gain[at])
+        # The sides say nothing where another picture is read and they do not scale it.
+        moot = is_side & (most > 0) & ~resets & ~costs.may_reset[classes]
+        read = np.where(resets, 0.0, np.maximum(most, costs.path_area[t.after[at]]))
+        own = np.where(self.open_sides[rows, top] == 2, side, costs.sides[classes])
+        base = np.where(is_side, side * costs.least_side[at], np.maximum(read, own))
+        value = costs.sizes[t.size_columns]
+        gain = np.where(is_side[:, None], value, value**2)
+        fits = (base[:, None] * gain <= limit[:, None]) | moot[:, None]
+        mask[np.ix_(rows, t.size_columns)] &= fits
 
     # -- moves -----------------------------------------------------------------------------------
 
@@ -245,21 +286,23 @@ class State:
         wrong = ~(inside & legal[every, np.where(inside, tokens, 0)])
         if wrong.any():
             self._refuse(int(np.flatnonzero(wrong)[0]), tokens)
-        field, _ = self.holes()
+        at = self._place()
+        nodes = self.reference_nodes()
         rows = np.flatnonzero(~self.done)
-        self._mask = None
+        self._mask = self._recent = None
         self.used[rows] += 1
         took = tokens[rows]
         self.done[rows[took == voc.EOS]] = True
         is_slot = self.slots[rows] > 0
-        classes = self.grammar.token_class[took]
+        classes = self.grammar.tables.token_class[took]
         opens = ~is_slot & (classes >= 0)
         fills = ~is_slot & ~opens & (took != voc.EOS)
+        filled = rows[fills]
         settled = np.concatenate(
             [
-                self._take_slot(rows[is_slot]),
-                self._open(rows[opens], classes[opens], field[rows[opens]]),
-                self._fill(rows[fills], took[fills], field[rows[fills]]),
+                self._take_slot(rows[is_slot], at[rows[is_slot]]),
+                self._open(rows[opens], classes[opens], at[rows[opens]]),
+                self._fill(filled, took[fills], at[filled], nodes[filled]),
             ]
         )
         self._close(settled)
@@ -272,129 +315,161 @@ class State:
                 setattr(other, name, value[rows])
         return other
 
-    def _take_slot(self, rows: np.ndarray) -> np.ndarray:
-        ends = rows[self.slot_of_ref[rows]]
-        self.open_at[ends, self.depth[ends] - 1] += 1
+    def _take_slot(self, rows: np.ndarray, at: np.ndarray) -> np.ndarray:
+        is_ref = self.slot_of_ref[rows]
+        ends = rows[is_ref]
+        self.open_at[ends, self.depth[ends] - 1] = self.grammar.tables.after[at[is_ref]]
         self.slots[rows] = 0
         self.slot_of_ref[rows] = False
         return rows
 
-    def _open(self, rows: np.ndarray, classes: np.ndarray, field: np.ndarray) -> np.ndarray:
+    def _open(self, rows: np.ndarray, classes: np.ndarray, at: np.ndarray) -> np.ndarray:
         if not len(rows):
             return rows
-        g, depth = self.grammar, self.depth[rows]
-        limit = self._hole_limit(rows, field)
-        above = np.maximum(depth - 1, 0)
-        shares = (depth > 0) & g.field_bears[field]
-        own = g.field_role[field]
+        g, t, costs, depth = self.grammar, self.grammar.tables, self.grammar.costs, self.depth[rows]
+        kind, above = t.type[at], np.maximum(depth - 1, 0)
+        limit = np.where(t.sized[kind, classes], self._hole_limit(rows, at), costs.pixels)
+        shares = t.bears[kind, classes]
+        own = t.role[at]
         inherited = np.where(depth > 0, self.open_role[rows, above], 0)
+        self._price(rows, above, at, shares)
         self.open_class[rows, depth] = classes
-        self.open_at[rows, depth] = 0
+        self.open_at[rows, depth] = t.first[classes]
         self.open_node[rows, depth] = self.num_opened[rows]
         self.open_limit[rows, depth] = limit
-        self.open_area[rows, depth] = 1.0
+        self.open_most[rows, depth] = 0.0
+        self.open_side[rows, depth] = 1.0
+        self.open_sides[rows, depth] = 0
+        self.open_gain[rows, depth] = 1.0
         self.open_role[rows, depth] = np.where(own > 0, own, inherited)
         self.open_last[rows, depth] = g.num_classes
         self.open_group[rows, depth] = np.where(shares, self.open_group[rows, above], depth)
+        self.open_bound[rows, depth] = False
         alone = rows[~shares]
         self.group_family[alone, depth[~shares]] = -1
         self.open_origin[rows, depth] = np.where(shares, self.open_origin[rows, above], -1)
         self.depth[rows] += 1
         self.num_opened[rows] += 1
         self.cap_counts[rows] += g.cap_members[classes]
-        matching = np.where(depth > 0, g.num_matching[classes, g.field_type[field]], 1)
+        matching = np.where(depth > 0, t.num_slots[kind, classes], 1)
         self.slots[rows] = np.where(matching > 1, matching, 0)
         return rows[self.slots[rows] == 0]
 
-    def _fill(self, rows: np.ndarray, tokens: np.ndarray, field: np.ndarray) -> np.ndarray:
-        """Fill the present hole by a value, file, text, absence or reference."""
+    def _price(
+        self, rows: np.ndarray, above: np.ndarray, at: np.ndarray, shares: np.ndarray
+    ) -> None:
+        """Costs below a node that opens in position `at` of the node at depth index `above`."""
+        costs, depth = self.grammar.costs, self.depth[rows]
+        same = self.open_same[rows, above] + costs.suffix[self.grammar.tables.after[at]]
+        family = self.group_family[rows, self.open_group[rows, above]]
+        bound = np.take_along_axis(same, costs.profile[np.maximum(family, 0)][:, None], 1)[:, 0]
+        other = np.where(family >= 0, bound, same.min(1))
+        # Outside a node nothing is open.
+        shares, other = shares & (depth > 0), np.where(depth > 0, other, 0)
+        self.open_same[rows, depth] = np.where(shares[:, None], same, 0)
+        rest = np.where(depth > 0, self.open_rest[rows, above], 0)
+        self.open_rest[rows, depth] = rest + np.where(shares, 0, other)
+
+    def _fill(
+        self, rows: np.ndarray, tokens: np.ndarray, at: np.ndarray, nodes: np.ndarray
+    ) -> np.ndarray:
+        """Fill the present hole by a value, file, text, absence, reference or the end of inputs."""
         if not len(rows):
             return rows
-        g, top = self.grammar, self.depth[rows] - 1
+        t, costs, top = self.grammar.tables, self.grammar.costs, self.depth[rows] - 1
         group = self.open_group[rows, top]
-        bound = g.token_family[tokens]
+        bound = t.token_family[tokens]
         origin = np.where(bound >= 0, self.open_node[rows, top], -1)
+        after = t.after[at]
 
-        is_ref = (tokens >= voc.REF0) & (tokens < voc.REF0 + voc.NUM_REFS)
-        refs = np.flatnonzero(is_ref)
+        refs = np.flatnonzero((tokens >= voc.REF0) & (tokens < voc.REF0 + voc.NUM_REFS))
         if len(refs):
-            r, t = rows[refs], g.field_type[field[refs]]
-            node = self.recent[r, t, tokens[refs] - voc.REF0]
+            r, kind = rows[refs], t.type[at[refs]]
+            node = nodes[refs, tokens[refs] - voc.REF0]
             classes = self.done_class[r, node]
             self.open_last[r, top[refs]] = classes
-            area = np.maximum(self.open_area[r, top[refs]], self.done_area[r, node])
-            self.open_area[r, top[refs]] = np.where(
-                g.field_sized[field[refs]], area, self.open_area[r, top[refs]]
-            )
-            family = np.where(g.field_bears[field[refs]], self.done_family[r, node], -1)
+            self._read_area(r, top[refs], t.sized[kind, classes], self.done_area[r, node])
+            family = np.where(t.bears[kind, classes], self.done_family[r, node], -1)
             bound = bound.copy()
             bound[refs], origin[refs] = family, self.done_origin[r, node]
-            matching = g.num_matching[classes, t]
+            matching = t.num_slots[kind, classes]
             self.slots[r] = np.where(matching > 1, matching, 0)
             self.slot_of_ref[r] = matching > 1
 
-        sized = np.flatnonzero(g.size_field[field])
+        sized = np.flatnonzero((t.size[at] > 0) & (tokens != voc.NONE_ID))
         if len(sized):
-            value = g.token_number[tokens[sized]]
-            gain = np.where(g.field_size[field[sized]] == "scale", value**2, value)
-            before = self.open_area[rows[sized], top[sized]]
-            before = np.where(g.first_side[field[sized]], 1.0, before)
-            self.open_area[rows[sized], top[sized]] = before * gain
+            r, place, value = rows[sized], top[sized], costs.sizes[tokens[sized]]
+            is_side = t.size[at[sized]] == SIDE
+            self.open_side[r, place] *= np.where(is_side, value, 1.0)
+            self.open_sides[r, place] += is_side
+            self.open_gain[r, place] *= np.where(is_side, 1.0, value**2)
 
-        binds = np.flatnonzero((bound >= 0) & (self.group_family[rows, group] < 0))
+        ends = np.flatnonzero(tokens == voc.END)
+        after[ends] = t.stop[at[ends]]
+        chosen = np.flatnonzero(t.choice[at] >= 0)
+        after[chosen] = t.branch[t.choice[at[chosen]], tokens[chosen]]
+
+        binds = np.flatnonzero(bound >= 0)
         self.group_family[rows[binds], group[binds]] = bound[binds]
+        self.open_bound[rows[binds], top[binds]] = True
         self._trace(rows, top, origin)
         settled = self.slots[rows] == 0
-        self.open_at[rows[settled], top[settled]] += 1
+        self.open_at[rows[settled], top[settled]] = after[settled]
         return rows[settled]
+
+    def _read_area(
+        self, rows: np.ndarray, top: np.ndarray, sized: np.ndarray, area: np.ndarray
+    ) -> None:
+        before = self.open_most[rows, top]
+        self.open_most[rows, top] = np.where(sized, np.maximum(before, area), before)
 
     def _trace(self, rows: np.ndarray, top: np.ndarray, origin: np.ndarray) -> None:
         """Take over the origin of what fills a hole, if it is the first hole to tell one."""
-        news = (self.open_at[rows, top] == 0) | (self.open_origin[rows, top] < 0)
+        first = self.grammar.tables.first[self.open_class[rows, top]]
+        news = (self.open_at[rows, top] == first) | (self.open_origin[rows, top] < 0)
         told = np.flatnonzero(news & (origin >= 0))
         self.open_origin[rows[told], top[told]] = origin[told]
 
     def _close(self, rows: np.ndarray) -> None:
         """Finish every node that has no input left, and fill the hole it was opened for."""
-        g = self.grammar
+        t = self.grammar.tables
         while len(rows):
             rows = rows[self.depth[rows] > 0]
             top = self.depth[rows] - 1
-            classes = self.open_class[rows, top]
-            full = self.open_at[rows, top] >= g.num_inputs[classes]
-            rows, top, classes = rows[full], top[full], classes[full]
+            full = self.open_at[rows, top] == OUTSIDE
+            rows, top = rows[full], top[full]
             if not len(rows):
                 return
-            index, group = self.num_finished[rows], self.open_group[rows, top]
-            area = self.open_area[rows, top]
+            classes, index = self.open_class[rows, top], self.num_finished[rows]
+            group, bound = self.open_group[rows, top], self.open_bound[rows, top]
+            area = self._area(rows, top, classes)
             self.done_class[rows, index] = classes
-            self.done_family[rows, index] = self.group_family[rows, group]
+            self.done_family[rows, index] = np.where(bound, self.group_family[rows, group], -1)
             self.done_origin[rows, index] = self.open_origin[rows, top]
             self.done_area[rows, index] = area
             self.done_role[rows, index] = self.open_role[rows, top]
             self.num_finished[rows] += 1
-            feeds = np.zeros((len(rows), self.recent.shape[1]), bool)
-            feeds[:, :-1] = g.num_matching[classes] > 0
-            recent = self.recent[rows]
-            shifted = np.concatenate(
-                [np.broadcast_to(index[:, None, None], (*recent.shape[:2], 1)), recent[:, :, :-1]],
-                2,
-            )
-            self.recent[rows] = np.where(feeds[:, :, None], shifted, recent)
-            self.open_class[rows, top] = g.num_classes
-            self.open_at[rows, top] = 0
+            self.open_class[rows, top] = self.grammar.num_classes
             self.depth[rows] -= 1
 
             inner = top > 0
             self.num_roots[rows[~inner]] += 1
-            rows, below, classes, area = rows[inner], top[inner] - 1, classes[inner], area[inner]
+            rows, below, classes = rows[inner], top[inner] - 1, classes[inner]
             self._trace(rows, below, self.open_origin[rows, below + 1])
-            field = g.class_field[self.open_class[rows, below], self.open_at[rows, below]]
-            before = self.open_area[rows, below]
-            grown = np.where(g.field_sized[field], np.maximum(before, area), before)
-            self.open_area[rows, below] = grown
+            at = self.open_at[rows, below]
+            kind = t.type[at]
+            self._read_area(rows, below, t.sized[kind, classes], area[inner])
+            self.open_bound[rows, below] |= bound[inner] & t.bears[kind, classes]
             self.open_last[rows, below] = classes
-            self.open_at[rows, below] += 1
+            self.open_at[rows, below] = t.after[at]
+
+    def _area(self, rows: np.ndarray, top: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """Pixels of the picture of a node whose inputs are all filled."""
+        costs, most = self.grammar.costs, self.open_most[rows, top]
+        side = np.where(self.open_sides[rows, top] == 2, self.open_side[rows, top], 0.0)
+        area = np.where(costs.resets[classes] | (most == 0), side, most)
+        area = np.where(costs.may_reset[classes], np.maximum(most, side), area)
+        return area * self.open_gain[rows, top]
 
     def _refuse(self, row: int, tokens: np.ndarray) -> None:
         g, token = self.grammar, int(tokens[row])

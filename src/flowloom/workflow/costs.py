@@ -1,0 +1,223 @@
+"""What a completion costs: fewest tokens, and the picture sizes that come with them.
+
+A *canonical* completion is a cheapest one that counts on no reference, so it holds whatever has
+been written before. Families with equal costs share a profile.
+
+Shapes: C classes, P positions, R rows, T link types, F families, G profiles of families.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from flowloom.workflow import vocabulary as voc
+from flowloom.workflow.tables import SCALE, SIDE, Tables
+
+NEVER = 1 << 20
+
+
+class Costs:
+    """Costs of the narrowed tables."""
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
+        self.pixels = float(tables.catalogue.limits.pixels)
+        # What each token says as a size: its number, 1 where that is none.
+        number = tables.token_number
+        self.sizes = np.where((number > 0) & (number < 1e12), number, 1.0)
+        self.literal = self._literal_costs()
+        # Whether a row can be filled by a new node at all.
+        self.linked = np.any(tables.allowed[:, tables.class_ids], axis=1)
+        self._order_positions()
+        self._fill_sizes()
+        self.usable = np.ones(tables.num_classes, bool)
+        while True:
+            self._fill_costs()
+            self._fill_areas()
+            # A class whose canonical completion is too large a picture is not written at all.
+            large = self.usable & (self.open_cost.min(1) < NEVER) & (self.area > self.pixels)
+            if not large.any():
+                break
+            self.usable &= ~large
+        self._merge_families()
+
+    def _order_positions(self) -> None:
+        """Positions by distance from the end of their node: `levels`, nearest first."""
+        t = self.tables
+        level = np.zeros(len(t.after), np.int32)
+        places = np.sort(np.array(t.positions, np.int64))
+        # A position is written after all that can follow it.
+        for at in places.tolist():
+            follow = max(level[t.after[at]], level[t.stop[at]] if t.stop[at] >= 0 else 0)
+            if t.choice[at] >= 0:
+                follow = max(follow, level[t.branch[t.choice[at]]].max())
+            level[at] = 1 + follow
+        self.levels = [places[level[places] == k] for k in range(1, int(level.max()) + 1)]
+        # Of the choices of each level: index of the choice, position behind an option.
+        self.options: list[tuple[np.ndarray, np.ndarray]] = []
+        for found in self.levels:
+            pairs = [
+                (k, t.branch[t.choice[at], token])
+                for k, at in enumerate(found.tolist())
+                if t.choice[at] >= 0
+                for token in t.schema.program[at].branches
+                if t.allowed[t.row[at], token]
+            ]
+            index, to = np.array(pairs, np.int64).reshape(-1, 2).T
+            self.options.append((index, to))
+
+    def _literal_costs(self) -> np.ndarray:
+        """1 where a row can be filled without a link in a family, else NEVER. Shape: R F."""
+        t = self.tables
+        others = np.ones(t.vocabulary.size, bool)
+        others[t.class_ids] = False
+        others[t.file_ids] = False
+        others[voc.REF0 : voc.REF0 + voc.NUM_REFS] = False
+        others[voc.END] = False
+        plain = np.any(t.allowed & others, axis=1)
+        family = t.token_family[t.file_ids]
+        fits = (family[:, None] < 0) | (family[:, None] == np.arange(len(t.families)))
+        files = t.allowed[:, t.file_ids].astype(np.float32) @ fits.astype(np.float32) > 0
+        return np.where(plain[:, None] | files, 1, NEVER).astype(np.int32)
+
+    def _ways(
+        self, k: int, suffix: np.ndarray, link: np.ndarray
+    ) -> list[tuple[np.ndarray, bool, np.ndarray, np.ndarray]]:
+        """Ways to fill the positions of level k: index, whether by a new node, cost, what follows.
+
+        Costs [n, F] count all that follows; `suffix` [P, F] and `link` [T + 1, F] are known.
+        """
+        t, places = self.tables, self.levels[k]
+        row = t.row[places]
+        everywhere = np.arange(len(places))
+        after = suffix[t.after[places]]
+        # The options of a choice lead elsewhere; <none> does not.
+        fill = np.where((t.choice[places] < 0)[:, None], self.literal[row], NEVER)
+        fill[t.allowed[row, voc.NONE_ID]] = 1
+        by_link = np.where(self.linked[row][:, None], link[t.type[places]], NEVER)
+        stops = np.flatnonzero(t.allowed[row, voc.END])
+        behind = t.stop[places[stops]]
+        index, to = self.options[k]
+        return [
+            (everywhere, False, fill + after, t.after[places]),
+            (everywhere, True, by_link + after, t.after[places]),
+            (stops, False, 1 + suffix[behind], behind),
+            (index, False, 1 + suffix[to], to),
+        ]
+
+    def _fill_costs(self) -> None:
+        """`suffix[p, f]`: fewest tokens from position p to the end of its node of family f.
+
+        `open_cost[c, f]`: of a just opened node. `need[t, c, f]`: after a class token in a hole of
+        type t, in a node of family f; what shares no family with that node may be of any.
+        """
+        t, num_families = self.tables, len(self.tables.families)
+        legal = (t.num_slots[:, :-1] > 0) & ~t.is_output & self.usable
+        self.legal = legal & t.allowed[1:, t.class_ids].any(0)
+        slot = (t.num_slots[:, :-1] > 1)[:, :, None]
+        suffix = np.zeros((len(t.after), num_families), np.int32)
+        # Cheapest way to fill a hole of each type by a new node, its class token included.
+        link = np.full((len(t.types) + 1, num_families), NEVER, np.int32)
+        while True:
+            for k, places in enumerate(self.levels):
+                found = np.full((len(places), num_families), NEVER, np.int32)
+                for index, _, cost, _ in self._ways(k, suffix, link):
+                    np.minimum.at(found, index, cost)
+                suffix[places] = found
+            self.open_cost = np.where(self.usable[:, None], suffix[t.first[:-1]], NEVER)
+            free = self.open_cost.min(1, keepdims=True)
+            need = slot + np.where(t.bears[:, :-1, None], self.open_cost, free)
+            need = np.where(self.legal[:, :, None], need, NEVER)
+            before, link = link, np.minimum(1 + need.min(1), NEVER)
+            if np.array_equal(before, link):
+                break
+        self.suffix, self.link, self.need = suffix, link, need
+
+    # -- sizes -----------------------------------------------------------------------------------
+
+    def _fill_sizes(self) -> None:
+        """What a class's own inputs say of its picture's size.
+
+        `least_side[p]` is the least product of the sides after position p, `least_gain[p]` the
+        least product of squared scales after it; `sides[c]` (0 without) and `gain[c]` are of all
+        inputs.
+        """
+        t = self.tables
+        self.least_side, self.least_gain = np.ones(len(t.after)), np.ones(len(t.after))
+        self.sides, self.gain = np.zeros(t.num_classes + 1), np.ones(t.num_classes + 1)
+        # Whether the sides always hold, whatever pictures are read, or may do so.
+        self.resets = np.zeros(t.num_classes + 1, bool)
+        self.may_reset = np.zeros(t.num_classes + 1, bool)
+        for c, name in enumerate(t.class_names):
+            names = {s.name: s.required for s in t.catalogue.nodes[name].inputs}
+            if not {"width", "height", "scale_by"} & names.keys():
+                continue
+            at, sides, num_sides, path = int(t.first[c]), 1.0, 0, []
+            while at:
+                path.append(at)
+                at = int(t.after[at])
+            for at in reversed(path):
+                self.least_side[at], self.least_gain[at] = sides, self.gain[c]
+                if t.size[at] == SIDE:
+                    sides, num_sides = sides * self._numbers(at).min(), num_sides + 1
+                elif t.size[at] == SCALE:
+                    self.gain[c] *= self._numbers(at).min() ** 2
+            if num_sides == 2:
+                self.sides[c] = sides
+                needed = ("width", "height", "upscale_method")
+                self.resets[c] = all(names.get(n, False) for n in needed)
+                self.may_reset[c] = "upscale_method" in names and not self.resets[c]
+
+    def _numbers(self, at: int) -> np.ndarray:
+        """Sizes that position `at` may say; what is absent or linked counts as 1."""
+        t = self.tables
+        allowed = t.allowed[t.row[at]]
+        values = self.sizes[allowed & (t.token_number > -np.inf)]
+        return np.append(values, 1.0) if allowed[voc.NONE_ID] or not len(values) else values
+
+    def _fill_areas(self) -> None:
+        """`area[c]`: pixels of a class's canonical completion, `path_area[p]`: from p on.
+
+        These are the largest over families; a smaller picture may cost more tokens, and is not
+        counted on.
+        """
+        t, num_families = self.tables, len(self.tables.families)
+        path = np.zeros((len(t.after), num_families))
+        area = np.full((t.num_classes, num_families), np.inf)
+        sides, gain = self.sides[:-1, None], self.gain[:-1, None]
+        free = self.open_cost.min(1, keepdims=True)
+        cheapest = self.need == self.link[:, None, :] - 1
+        while True:
+            alone = np.where(self.open_cost == free, area, np.inf).min(1, keepdims=True)
+            of_class = np.where(t.bears[:, :-1, None], area, alone)
+            of_class = np.where(t.sized[:, :-1, None], of_class, 0.0)
+            hole = np.where(cheapest, of_class, np.inf).min(1, initial=np.inf)
+            for k, places in enumerate(self.levels):
+                found = np.full((len(places), num_families), np.inf)
+                for index, opens, cost, to in self._ways(k, self.suffix, self.link):
+                    least = np.minimum(cost, NEVER) == self.suffix[places[index]]
+                    size = path[to]
+                    if opens:
+                        size = np.maximum(size, hole[t.type[places[index]]])
+                    np.minimum.at(found, index, np.where(least, size, np.inf))
+                path[places] = found
+            read = np.where(self.resets[:-1, None], 0.0, path[t.first[:-1]])
+            before, area = area, np.maximum(read, sides) * gain
+            if np.array_equal(before, area):
+                break
+        self.area = np.where(self.open_cost < NEVER, area, 0.0).max(1)
+        self.path_area = np.where(self.suffix < NEVER, path, 0.0).max(1)
+        self.most_area = float(max(self.area.max(), self.path_area.max()))
+
+    # -- families --------------------------------------------------------------------------------
+
+    def _merge_families(self) -> None:
+        """Costs by profile instead of family: `profile[f]` is the profile of family f."""
+        both = np.concatenate([self.suffix, self.open_cost])
+        _, kept, self.profile = np.unique(both, axis=1, return_index=True, return_inverse=True)
+        self.suffix = np.ascontiguousarray(self.suffix[:, kept])
+        self.open_cost = self.open_cost[:, kept]
+        # The last type is that of the place between output nodes.
+        self.need = np.ascontiguousarray(self.need[:, :, kept])
+        self.need[-1] = self.open_cost
+        self.num_profiles = len(kept)
