@@ -1,6 +1,6 @@
 """Facts: whatever comes in through a public door, it answers or raises its own kind of error, on
-one line, in bounded time and memory: damaged flows, canvases, tokens, files, catalogues and texts of
-megabytes (`benchmarks/hostile.py` does the same a million times)."""
+one line, in bounded time and memory: damaged flows, canvases, tokens, files, catalogues and
+megabytes of text (`benchmarks/hostile.py` does the same a million times)."""
 
 from __future__ import annotations
 
