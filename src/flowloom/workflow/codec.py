@@ -10,8 +10,9 @@ Other numbers are spelled by <num>, their characters, <num>; the rest by <esc>, 
 JSON, <esc>.
 
 <seed> before a class says that a seed of that node is no plain integer; every seed of it is then a
-hole. Two rare codes: a far reference (beyond the reference tokens) is the number k in a socket, and
-the escaped list [k, slot] where a literal could stand; sockets that take literals escape them all.
+hole, in which <seed> is an integer kept beside and <end> takes the place of <seed> before a class.
+A reference too far for the reference tokens is the number k in a socket and the escaped list
+[k, slot] where a literal could stand; a socket that takes literals escapes them all.
 """
 
 from __future__ import annotations
@@ -208,12 +209,9 @@ class _Writer:
         if at < 0:
             raise CodecError(f"node {node_id}: class {node.class_type} is not in the catalogue")
         if node.class_type in self.schema.start_linked and not self._plain_seeds(node, at):
-            if step is not None and step.opens_seed:
-                raise CodecError(
-                    f"node {node_id} ({node.class_type}): feeds a seed, expected integer seeds"
-                )
             at = self.schema.start_linked[node.class_type]
-            self.tokens.append(voc.SEED_LINK)
+            in_seed = step is not None and step.opens_seed
+            self.tokens.append(voc.END if in_seed else voc.SEED_LINK)
         self.is_open[node_id] = True
         self.tokens.append(self.schema.vocabulary.class_ids[node.class_type])
         if step is not None and link is not None:

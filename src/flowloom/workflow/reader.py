@@ -104,7 +104,7 @@ class Reader:
                 return Parsed(Workflow(self.nodes), self.numbers, self.fields)
             if self.rows[token].group == "class":
                 self._open(top, linked=False)
-            elif token == voc.SEED_LINK and not step.opens_seed:
+            elif token == (voc.END if step.opens_seed else voc.SEED_LINK):
                 self.numbers[-1], self.fields[-1] = self.num_opened, voc.CLASS_FIELD
                 self._mark(0 if top is None else top.number, 1)
                 self._open(top, linked=True)

@@ -36,7 +36,8 @@ class Step(NamedTuple):
     """One hole of a class.
 
     A SEED takes no token, unless <seed> stood before the class: then it is a hole like others (a
-    link, <none>, an escape), in which <seed> stands for an integer kept beside.
+    link, <none>, an escape), in which <seed> stands for an integer kept beside, and <end> goes
+    before a class that has such seeds itself.
     """
 
     name: str
