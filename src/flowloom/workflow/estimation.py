@@ -18,7 +18,7 @@ from flowloom.workflow.grammar import Grammar
 from flowloom.workflow.graph import Link, Workflow, WorkflowError
 from flowloom.workflow.holes import Holes
 from flowloom.workflow.steps import FILE, SEED, TEXT
-from flowloom.workflow.weighing import Weigher, weights_for
+from flowloom.workflow.weights import Table, weights_for
 
 SMOOTHING = 2.0
 
@@ -51,7 +51,7 @@ def estimate_weights(
         WorkflowError: no example has an output node of the catalogue.
     """
     shipped = weights_for(grammar)
-    weigher, holes = Weigher(grammar, shipped), Holes.of_grammar(grammar)
+    table, holes = Table(grammar, shipped), Holes.of_grammar(grammar)
     counted, read = _Counted({}, {}), 0
     for workflow in workflows:
         recipe = 0
@@ -60,16 +60,16 @@ def estimate_weights(
             if recipe:
                 below = counted.by_recipe.setdefault(recipe, {})
                 below.setdefault(field, Counter())[text] += 1
-            recipe = max(int(weigher.recipe_of[token]), 0) or recipe
+            recipe = max(int(table.recipe_of[token]), 0) or recipe
             read += 1
     if not read:
         raise WorkflowError("examples: got none with an output node, expected at least one")
     weights = copy.deepcopy(shipped)
-    weights["fields"].update(_entries(weigher, 0, counted.everywhere, smoothing))
+    weights["fields"].update(_entries(table, 0, counted.everywhere, smoothing))
     tokens = grammar.vocabulary.tokens
     for recipe, counts in counted.by_recipe.items():
-        files = [tokens[k].text for k in np.flatnonzero(weigher.recipe_of == recipe)]
-        fields = _entries(weigher, recipe, counts, smoothing)
+        files = [tokens[k].text for k in np.flatnonzero(table.recipe_of == recipe)]
+        fields = _entries(table, recipe, counts, smoothing)
         weights["recipes"].append({"files": files, "fields": fields})
     return weights
 
@@ -123,16 +123,16 @@ def _same(token: voc.Token, value: Any) -> bool:
 
 
 def _entries(
-    weigher: Weigher, recipe: int, counts: Counts, smoothing: float
+    table: Table, recipe: int, counts: Counts, smoothing: float
 ) -> dict[str, dict[str, float]]:
     """Entries of a weights file: counts, and the shipped shares `smoothing` times."""
     found = {}
     for field, seen in counts.items():
-        shares = weigher.shares(field, recipe)
+        shares = table.shares(field, recipe)
         if not shares:
             continue
         total = sum(shares.values())
-        above, name = weigher.vocabulary.fields[field]
+        above, name = table.vocabulary.fields[field]
         key = "*" if field == voc.END_FIELD else f"{above}.{name}"
         found[key] = {
             text: round(seen.get(text, 0) + smoothing * share / total, 6)

@@ -17,7 +17,8 @@ from flowloom.workflow.grammar import Grammar
 from flowloom.workflow.graph import NEGATIVE, PROMPT, Link, Node, Workflow
 from flowloom.workflow.inputs import InputSpec, NodeSpec, active_inputs
 from flowloom.workflow.steps import FILE, LINK, SEED, TEXT, VALUE, types_match
-from flowloom.workflow.weighing import Weigher, shipped_weights, support, weights_for
+from flowloom.workflow.weighing import Weigher
+from flowloom.workflow.weights import shipped_weights, support, weights_for
 
 _FLATTEN = 0.5  # power that weights are raised to
 _RARE = 1e-3  # of the usual class's weight: below it a block is not put there
@@ -147,8 +148,8 @@ class Holes:
                 if file is None:
                     continue
                 token = self.vocabulary.file_ids.get((file.folder, file.name, file.sha256))
-                if token is not None and self.weigher.recipe_of[token] >= 0:
-                    recipe, family = int(self.weigher.recipe_of[token]), file.family
+                if token is not None and self.weigher.table.recipe_of[token] >= 0:
+                    recipe, family = int(self.weigher.table.recipe_of[token]), file.family
         return Context(recipe, family)
 
     def others(self, hole: Hole, now: Any) -> Literals:
@@ -161,7 +162,7 @@ class Holes:
         if self.weigher is None:
             chosen = pick(tokens, rng)
             return None if chosen is None else self.vocabulary.tokens[chosen].value
-        weights = self.weigher.weights_of(hole.field, tokens, context.recipe) ** _FLATTEN
+        weights = self.weigher.table.weights_of(hole.field, tokens, context.recipe) ** _FLATTEN
         if hole.how == FILE and context.family:
             families = [self.vocabulary.tokens[k].family for k in tokens]
             weights = weights * [f in ("", context.family) for f in families]
@@ -174,8 +175,8 @@ class Holes:
         """One of some classes to stand before a link input, by the weights."""
         assert self.weigher is not None
         tokens = [self.vocabulary.class_ids[c] for c in classes]
-        weights = self.weigher.weights_of(hole.field, tokens, context.recipe)
-        usual = self.weigher.most_of(hole.field, context.recipe)
+        weights = self.weigher.table.weights_of(hole.field, tokens, context.recipe)
+        usual = self.weigher.table.most_of(hole.field, context.recipe)
         weights = weights * [self.weigher.affinity_of(k, context.family) for k in tokens]
         at = _weighted(np.where(weights < _RARE * usual, 0, weights) ** _FLATTEN, rng)
         return None if at is None else classes[at]

@@ -12,7 +12,8 @@ from flowloom.workflow import vocabulary as voc
 from flowloom.workflow.codec import Encoded
 from flowloom.workflow.grammar import Grammar
 from flowloom.workflow.graph import NEGATIVE, PROMPT
-from flowloom.workflow.weighing import Rows, Weigher, shipped_weights
+from flowloom.workflow.weighing import Rows, Weigher
+from flowloom.workflow.weights import shipped_weights
 
 BATCH = 256
 _COMPACT = 0.75  # share of live rows below which ended ones are dropped from the state
@@ -35,7 +36,7 @@ def random_workflows(
         n: How many.
         seed: Any non-negative integer.
         weights: In the form of `data/weights*.json`; the shipped ones that suit the grammar if left
-            out (see `weighing.weights_for`).
+            out (see `weights.weights_for`).
     """
     return list(islice(stream(grammar, seed, weights), n))
 
