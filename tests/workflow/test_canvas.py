@@ -189,6 +189,16 @@ def test_values_by_name_go_first_and_a_change_of_one_alone_is_told():
     assert "'text': the file holds one by position and two by name" in read.warnings[0]
 
 
+def test_stored_values_that_the_class_has_no_input_for_are_named():
+    text = node(1, "Text", values=("one", "fixed", None, "", 7))
+    warnings = from_ui(ui(text), CATALOGUE).warnings
+    assert warnings == (
+        "node 1 (Text): the catalogue knows no input for the stored values 7; left out",
+    )
+    named = node(1, "Text", widgets_values_named={"text": "one", "mood": "sad", "upload": "image"})
+    assert "values mood=sad;" in from_ui(ui(named), CATALOGUE).warnings[0]
+
+
 def test_a_linked_literal_keeps_its_place():
     slots = [("thing", "THING", None), ("steps", "INT", 7, "widget")]
     sample = node(3, "Sample", slots, values=(5, "fixed", 99, 3, "heun"))

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flowloom.workflow.canvas import CanvasError, Converted, from_ui, is_ui, to_ui
     from flowloom.workflow.catalogue import (
         Catalogue,
         CatalogueError,
@@ -22,15 +23,18 @@ if TYPE_CHECKING:
     from flowloom.workflow.grammar import Grammar, GrammarError
     from flowloom.workflow.graph import Link, Node, Workflow, WorkflowError
     from flowloom.workflow.mutation import mutate, mutate_all
+    from flowloom.workflow.png import PngError, read_chunks, write_chunks
     from flowloom.workflow.sampling import random_workflows
     from flowloom.workflow.validation import Problem, is_valid, validate
     from flowloom.workflow.vocabulary import Vocabulary, VocabularyError
 
 __all__ = [
+    "CanvasError",
     "Catalogue",
     "CatalogueError",
     "Codec",
     "CodecError",
+    "Converted",
     "Encoded",
     "Grammar",
     "GrammarError",
@@ -40,6 +44,7 @@ __all__ = [
     "ModelFile",
     "Node",
     "NodeSpec",
+    "PngError",
     "Problem",
     "Vocabulary",
     "VocabularyError",
@@ -48,20 +53,27 @@ __all__ = [
     "decode",
     "differences",
     "encode",
+    "from_ui",
+    "is_ui",
     "is_valid",
     "mutate",
     "mutate_all",
     "random_workflows",
+    "read_chunks",
+    "to_ui",
     "validate",
+    "write_chunks",
 ]
 
 _MODULES = {
     "graph": ("Link", "Node", "Workflow", "WorkflowError"),
+    "canvas": ("CanvasError", "Converted", "from_ui", "is_ui", "to_ui"),
     "catalogue": ("Catalogue", "CatalogueError", "InputSpec", "Limits", "ModelFile", "NodeSpec"),
     "codec": ("Codec", "CodecError", "Encoded", "decode", "encode"),
     "comparison": ("differences",),
     "grammar": ("Grammar", "GrammarError"),
     "mutation": ("mutate", "mutate_all"),
+    "png": ("PngError", "read_chunks", "write_chunks"),
     "sampling": ("random_workflows",),
     "validation": ("Problem", "is_valid", "validate"),
     "vocabulary": ("Vocabulary", "VocabularyError"),

@@ -18,7 +18,7 @@ from flowloom.workflow.flattening import Fixed, Leaf, Stored, flatten
 from flowloom.workflow.graph import NEGATIVE, PROMPT, Link, Node, Workflow
 from flowloom.workflow.inputs import active_inputs
 from flowloom.workflow.literals import shown
-from flowloom.workflow.widgets import conflict, read_literals, to_literal
+from flowloom.workflow.widgets import conflict, read_literals, to_literal, unread
 
 __all__ = ["CanvasError", "Converted", "from_ui", "is_ui", "to_ui"]
 
@@ -108,6 +108,12 @@ def _inputs(
         warnings.append(
             f"node {leaf.id} ({spec.class_type}), input {name!r}: the file holds "
             f"{shown(placed)} by position and {shown(named)} by name; took the latter"
+        )
+    lost = unread(spec, leaf.block)
+    if lost:
+        warnings.append(
+            f"node {leaf.id} ({spec.class_type}): the catalogue knows no input for the stored "
+            f"values {', '.join(lost[:5])}; left out"
         )
     given = {**fixed, **read_literals(spec, leaf.block, fixed), **links}
     inputs: dict[str, Any] = {}

@@ -12,7 +12,7 @@ from typing import Any
 from flowloom.workflow.editor_file import Block, CanvasError
 from flowloom.workflow.graph import SEED_INPUTS, Link
 from flowloom.workflow.inputs import InputSpec, NodeSpec
-from flowloom.workflow.literals import WRAPPED, unwrapped
+from flowloom.workflow.literals import WRAPPED, shown, unwrapped
 
 KEEP_SEED = "fixed"
 """What the editor shall do with a seed after a run: a workflow keeps the seed that it was given."""
@@ -63,9 +63,8 @@ def read_literals(
     """
     named = block.named if by_name else None
     take = _Places(block.values).take if named is None else _names(named)
-    slots = tuple(slot.widget for slot in block.inputs if slot.widget)
     given: dict[str, Any] = {}
-    _read(spec.class_type, spec.inputs, "", take, slots, fixed or {}, given)
+    _read(spec.class_type, spec.inputs, "", take, _slots(block), fixed or {}, given)
     return given
 
 
@@ -84,6 +83,25 @@ def conflict(spec: NodeSpec, block: Block) -> tuple[str, Any, Any] | None:
     return differ[0], placed[differ[0]], named[differ[0]]
 
 
+def unread(spec: NodeSpec, block: Block) -> list[str]:
+    """Values that a file holds and the class has no input for, in words; the editor's own aside."""
+    if block.named is not None:
+        known = read_literals(spec, block)
+        rest = {k: v for k, v in block.named.items() if k not in known and k not in spec.by_name}
+        return [f"{str(k)[:40]}={shown(v)}" for k, v in rest.items() if _is_told(v)]
+    places = _Places(block.values)
+    _read(spec.class_type, spec.inputs, "", places.take, _slots(block), {}, {})
+    return [shown(value) for value in block.values[places.at :] if _is_told(value)]
+
+
+def _is_told(value: Any) -> bool:
+    return value not in (None, "") and not _is_button(value) and not _is_control(value)
+
+
+def _slots(block: Block) -> tuple[str, ...]:
+    return tuple(slot.widget for slot in block.inputs if slot.widget)
+
+
 def _names(named: Mapping[str, Any]) -> _Take:
     return lambda spec, name, before_flag: named.get(name, _ABSENT)
 
@@ -97,9 +115,9 @@ def _read(
     fixed: Mapping[str, Any],
     given: dict[str, Any],
 ) -> None:
-    shown = list(_shown(in_order(class_type, prefix, specs, slots), prefix, slots))
-    for k, (name, spec) in enumerate(shown):
-        before_flag = k + 1 < len(shown) and shown[k + 1][1].type == "BOOLEAN"
+    here = list(_shown(in_order(class_type, prefix, specs, slots), prefix, slots))
+    for k, (name, spec) in enumerate(here):
+        before_flag = k + 1 < len(here) and here[k + 1][1].type == "BOOLEAN"
         own = take(spec, name, before_flag)
         if own is _ABSENT or own is None:
             own = default_of(spec)
