@@ -265,6 +265,8 @@ def test_bad_tokens_are_named(codec):
         decode([*tokens[:6], *spelled, *tokens[7:]], codec)
     with pytest.raises(CodecError, match="expected a class with a seed"):
         decode([voc.SEED_LINK, *tokens], codec)
+    with pytest.raises(CodecError, match="got the end, expected a class with a seed"):
+        decode([voc.SEED_LINK], codec)
     with pytest.raises(CodecError, match="texts: got 1, expected more"):
         decode(tokens, codec, texts=["only one"])
     with pytest.raises(CodecError, match="seeds: got 0, expected more"):

@@ -133,7 +133,8 @@ class Reader:
     def _open(self, top: _Open | None, linked: bool) -> None:
         """Open the node of the present class token; `linked` says that <seed> stood before it."""
         token = self.tokens[self.at] if self.at < len(self.tokens) else -1
-        class_type = self.rows[token].value if 0 <= token < len(self.rows) else None
+        row = self.rows[token] if 0 <= token < len(self.rows) else self.rows[voc.PAD]
+        class_type: str = row.value if row.group == "class" else ""
         starts = self.schema.start_linked if linked else self.schema.start
         if class_type not in starts:
             raise self._error("a class with a seed" if linked else "a class of the catalogue")
