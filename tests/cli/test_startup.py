@@ -1,4 +1,5 @@
-"""Facts pinned: what needs no model imports no torch, mlflow or kfp, and errors are one line."""
+"""Facts pinned: what needs no model imports no torch, mlflow or kfp, and for a pipe not even rich;
+errors are one line; an interrupt and a reader that leaves end a command quietly."""
 
 import json
 import os
@@ -37,14 +38,26 @@ def test_help_imports_the_standard_library_alone():
 def test_commands_without_a_model_import_nothing_heavy(good, tmp_path):
     commands = [
         ("validate", good, "--catalogue", "embedded"),
+        ("validate", good, "--catalogue", "comfyui-0.33"),
+        ("convert", good, "--to", "ui", "--catalogue", "embedded", "--out", tmp_path / "ui"),
         ("encode", good, "--catalogue", "embedded", "--json"),
         ("sample", "--catalogue", "embedded", "--n", 2, "--out", tmp_path / "s.jsonl"),
+        ("catalogue", "diff", "embedded", "comfyui-0.33"),
         ("catalogue", "show"),
         ("run", "evaluate", "--dry-run"),
         ("doctor",),
     ]
     for command in commands:
         assert not _imported(*command) & HEAVY, command
+
+
+@pytest.mark.parametrize("command", ["validate", "encode"])
+def test_plain_text_needs_no_rich(good, command):
+    assert "rich" not in _imported(command, good, "--catalogue", "embedded")
+
+
+def test_validation_needs_no_numpy(good):
+    assert "numpy" not in _imported("validate", good, "--catalogue", "comfyui-0.33")
 
 
 def test_busy_waiting_is_off_before_torch_can_be_imported():
@@ -85,6 +98,13 @@ def test_busy_waiting_is_off_before_torch_can_be_imported():
         ("run", "evaluate", "--dry-run", "--set", "num_prompts=many"),
         ("run", "evaluate", "--dry-run", "--input", "bogus=."),
         ("run", "evaluate", "--dry-run", "--input", "catalogue=nothing"),
+        ("convert", ".", "--catalogue", "embedded", "--out", "x"),
+        ("convert", ".", "--to", "png", "--catalogue", "embedded", "--out", "x"),
+        ("validate", ".", "--catalogue", "embedded", "--header", "secret"),
+        ("catalogue",),
+        ("catalogue", "diff", "embedded"),
+        ("sample", "--catalogue", "embedded", "--n", "1", "--out", "x.jsonl", "--profile", "x"),
+        ("design", "a star", "--format", "png"),
         ("design", "a star", "--n", "none"),
         ("design", "a star", "--model", "nothing"),
         ("design", "a star"),
@@ -100,6 +120,52 @@ def test_what_a_person_gets_wrong_is_one_line_and_status_2(run, monkeypatch, tmp
     assert len(err.splitlines()) == 1
     assert err.startswith("flowloom")
     assert "Traceback" not in err
+
+
+def test_a_reader_that_leaves_ends_the_command_quietly(good, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(
+        good.read_text().replace("\n", "") + "\n" + "{}\n" * 20_000
+    )
+    command = [sys.executable, "-m", "flowloom", "validate", tmp_path / "rows.jsonl"]
+    with subprocess.Popen(
+        [*command, "--catalogue", "embedded"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == f"{tmp_path}/rows.jsonl:1: valid\n".encode()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+def test_an_interrupt_is_one_line(run, monkeypatch, good):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flowloom.cli.validate.check", interrupted)
+    status, out, err = run("validate", good, "--catalogue", "embedded")
+    assert (status, out, err) == (130, "", "flowloom validate: interrupted\n")
+
+
+def test_json_stays_alone_on_standard_output(good, tmp_path):
+    command = [sys.executable, "-m", "flowloom", "validate", good, "gone", "--json"]
+    done = subprocess.run(
+        [*command, "--catalogue", "embedded"], capture_output=True, text=True, check=False
+    )
+    assert len(done.stdout.splitlines()) == 1
+    assert len(json.loads(done.stdout)["results"]) == 2
+    assert done.stderr == "flowloom validate: gone: no such file or folder\n"
+    assert done.returncode == 2
+
+
+def test_names_that_the_encoding_lacks_are_spelled(tmp_path, good):
+    path = tmp_path / "\u661f.json"
+    path.write_text(good.read_text())
+    done = subprocess.run(
+        [sys.executable, "-m", "flowloom", "validate", path, "--catalogue", "embedded"],
+        capture_output=True,
+        check=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert done.stdout.splitlines()[0].endswith(b"\\u661f.json: valid")
 
 
 def test_a_command_names_itself_in_its_error(run):

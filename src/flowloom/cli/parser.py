@@ -215,9 +215,8 @@ def _add_sample(commands) -> None:
     classes.add_argument(
         "--profile",
         metavar="NAME|FILE",
-        default="t2i",
-        help="node classes to draw from: t2i (text to image), all, or a file with a JSON list of "
-        "names or one name per line (%(default)s)",
+        help="node classes to draw from: t2i (text to image, the default), all, or a file with a "
+        "JSON list of names or one name per line",
     )
     classes.add_argument("--classes", metavar="A,B,...", help="these node classes alone")
     _constraints(sample)

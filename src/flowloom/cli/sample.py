@@ -19,6 +19,7 @@ from flowloom.workflow.profile import text_to_image
 from flowloom.workflow.sampling import stream
 
 T2I, ALL = "t2i", "all"
+"""Profiles that have a name; without one it is the first."""
 
 
 def sample(parsed: Namespace) -> int:
@@ -70,7 +71,9 @@ class Examples:
             yield workflow
 
 
-def classes_of(catalogue: Catalogue, classes: str | None, profile: str) -> tuple[str, ...] | None:
+def classes_of(
+    catalogue: Catalogue, classes: str | None, profile: str | None
+) -> tuple[str, ...] | None:
     """The classes that may be drawn; None means every class that can be run.
 
     Raises:
@@ -80,7 +83,7 @@ def classes_of(catalogue: Catalogue, classes: str | None, profile: str) -> tuple
         return tuple(filter(None, map(str.strip, classes.split(","))))
     if profile == ALL:
         return None
-    if profile == T2I:
+    if profile in (None, T2I):
         return text_to_image(catalogue)
     return text_to_image(catalogue, _names(Path(profile)))
 

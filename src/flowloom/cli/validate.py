@@ -19,7 +19,8 @@ FIELDS = ("type", "severity", "node_id", "class_type", "input", "message", "sugg
 ERROR, WARNING = "error", "warning"
 _STYLES = {ERROR: "bold red", WARNING: "yellow"}
 _MOST_NODES = 6
-_INDENT = 10
+_LABEL = 9
+"""Columns of "error" and "warning"."""
 
 
 def validate(parsed: Namespace) -> int:
@@ -87,12 +88,13 @@ def print_problems(lines: Lines, path: str, problems: Sequence[Problem]) -> None
             few = ", ".join(nodes[:_MOST_NODES])
             more = f" and {len(nodes) - _MOST_NODES} more" if len(nodes) > _MOST_NODES else ""
             class_type = f" ({faults[0][0]})" if faults[0][0] else ""
-            lines.print(f"  node {few}{more}", (class_type, "cyan"))
+            noun = "node" if len(nodes) == 1 else "nodes"
+            lines.print(f"  {noun} {few}{more}", (class_type, "cyan"))
         for _, severity, name, message, suggestion in faults:
-            label = (f"    {severity:<8}"[:_INDENT] + "  ", _STYLES.get(severity, ""))
+            label = (f"    {severity:<{_LABEL}}", _STYLES.get(severity, ""))
             lines.print(label, (f"{name}: " if name else "", "bold"), message)
             if suggestion:
-                lines.print(" " * (_INDENT + 2), (suggestion, "green"))
+                lines.print(" " * (4 + _LABEL), (suggestion, "green"))
 
 
 def _by_node(problems: Sequence[Problem]) -> dict[str, list[Problem]]:
