@@ -262,6 +262,16 @@ def test_anything_comes_back_or_is_refused(codec, literals, option):
     assert again.fingerprint(outputs) == workflow.fingerprint(outputs)
 
 
+@given(st.lists(st.integers(-1, 180), max_size=30), st.integers(0, 11))
+def test_garbage_is_refused_or_read(codec, garbage, keep):
+    tokens = codec.encode(Workflow.from_api(graph())).tokens[:keep] + garbage
+    try:
+        workflow = codec.decode(tokens)
+    except CodecError:
+        return
+    assert codec.encode(workflow).tokens
+
+
 @pytest.mark.parametrize(
     "value", [math.nan, math.inf, 2**200, "\N{SNOWMAN}\ud800", {"\N{BOMB}": 0}]
 )
