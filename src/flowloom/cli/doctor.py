@@ -54,7 +54,8 @@ def doctor(parsed: Namespace) -> int:
         print_json({"findings": [dataclasses.asdict(finding) for finding in findings]})
     else:
         rows = [["ok" if f.ok else "MISSING", f.name, f.detail, f.fix] for f in findings]
-        print_table("flowloom doctor", ["", "what", "found", "what to do"], rows)
+        columns = ["", "what", "found", "what to do"]
+        print_table("flowloom doctor", columns, rows, {"ok": "green", "MISSING": "bold red"})
     return OK if all(finding.ok for finding in findings) else NO
 
 
@@ -68,9 +69,9 @@ def _software() -> Iterator[Finding]:
         except metadata.PackageNotFoundError:
             yield Finding(name, False, "not installed", "make setup")
     try:
-        yield Finding(TEMPLATES, True, metadata.version(TEMPLATES))
+        yield Finding("templates", True, f"{TEMPLATES} {metadata.version(TEMPLATES)}")
     except metadata.PackageNotFoundError:
-        yield Finding(TEMPLATES, True, "not installed; only tests use it")
+        yield Finding("templates", True, f"{TEMPLATES} not installed; only tests use it")
     yield Finding("processors", True, str(os.cpu_count()))
     git = shutil.which("git")
     yield Finding("git", git is not None, git or "not found", "install git: runs name their commit")

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -51,8 +51,20 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, allow_nan=False))
 
 
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table on standard output; columns that hold only numbers are aligned right."""
+def print_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    styles: Mapping[str, str] | None = None,
+) -> None:
+    """A table on standard output; columns that hold only numbers are aligned right.
+
+    Args:
+        title: Line above it.
+        columns: Their names.
+        rows: Cells.
+        styles: Style of every cell that holds a text.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -64,7 +76,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
         numeric = rows and all(_is_number(row[index]) for row in rows)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(cell, style=(styles or {}).get(cell, "")) for cell in row))
     # A pipe has no width: do not wrap there.
     Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)
 
