@@ -1,16 +1,17 @@
 """Length of real text-to-image workflows: tokens of our code against JSON under a real BPE.
 
-    python -m benchmarks.length [--quick] [--json] [--wheel PATH]
+    python -m benchmarks.length [--quick] [--json]
 
 The workflows are the templates named in `text_to_image_templates.json`, each once as our code and
 as JSON: minified API JSON; API JSON as people export it (titles, two spaces of indentation); the
 editor's own file. "bare" is the same with every prompt text replaced by "{prompt}": our code keeps
 texts beside and counts one token for each, so the bare figures compare like with like.
 
-JSON is counted in Qwen's tokens. Their vocabulary lies in a package that the project does not
-depend on; without it only our code is measured:
+JSON is counted in the tokens of Qwen and of Llama 3. Their vocabularies lie in packages that the
+project does not depend on; what is not in `.cache` is not counted:
 
     pip download dashscope==1.25.24 --no-deps -d .cache
+    npm pack llama3-tokenizer-js@1.2.0 --pack-destination .cache
 
 The speed of the code is measured on the same workflows, in CPU seconds of this process.
 """
@@ -20,6 +21,7 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import tarfile
 import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,30 +39,25 @@ from flowloom.workflow.inputs import active_inputs
 from tests.workflow.templates import converted, load_catalogue, load_templates, template_folder
 
 NAMED_SET = Path(__file__).parent / "text_to_image_templates.json"
-WHEELS = ".cache/dashscope-*.whl"
-RANKS = "dashscope/resources/qwen.tiktoken"
-# How Qwen's tokenizer cuts a text before it merges bytes.
+CACHE = Path(".cache")
+# How the tokenizers cut a text before they merge bytes; they differ in numbers only.
 PIECES = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{number}"
+    r"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-NUM_QUICK = 12
+EVERY = 5
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the benchmark and print it; the last line is one JSON object with `--json`."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.length", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help=f"only {NUM_QUICK} of the templates")
+    parser.add_argument("--quick", action="store_true", help=f"one template of {EVERY}")
     parser.add_argument("--json", action="store_true", help="print one JSON object as last line")
-    parser.add_argument("--wheel", type=Path, help=f"package with the vocabulary ({WHEELS})")
     options = parser.parse_args(arguments)
-    wheel = options.wheel or next(iter(sorted(Path().glob(WHEELS))), None)
-    names = named_set()[:: 5 if options.quick else 1]
-    result = measure(names, None if wheel is None else Tokenizer.load(wheel))
+    names = named_set()[:: EVERY if options.quick else 1]
+    result = measure(names, tokenizers())
     for name, value in result.items():
-        print(f"{name:32s} {value:>10,.2f}" if isinstance(value, float) else f"{name:32s} {value}")
-    if wheel is None:
-        print(f"no {WHEELS}: JSON is not counted; pip download dashscope --no-deps -d .cache")
+        print(f"{name:40s} {value:>10,.2f}" if isinstance(value, float) else f"{name:40s} {value}")
     if options.json:
         print(json.dumps(result))
     return result
@@ -84,7 +81,7 @@ def select() -> list[str]:
     )
 
 
-def measure(names: Sequence[str], tokenizer: Tokenizer | None) -> dict[str, Any]:
+def measure(names: Sequence[str], counters: Mapping[str, Tokenizer]) -> dict[str, Any]:
     """Mean, median and 90 % quantile of our code; means of the JSON forms; ratios of means."""
     catalogue = load_catalogue()
     start = time.process_time()
@@ -103,12 +100,11 @@ def measure(names: Sequence[str], tokenizer: Tokenizer | None) -> dict[str, Any]
     }
     result |= {"vocabulary": codec.vocabulary.size, "build_ms": 1e3 * build_s}
     result |= speed(codec, [converted()[name] for name in names])
-    if tokenizer is None:
-        return result
     counts: dict[str, list[int]] = {}
     for name in names:
         for form, text in forms(name, catalogue).items():
-            counts.setdefault(form, []).append(tokenizer.count(text))
+            for language, tokenizer in counters.items():
+                counts.setdefault(f"{language}_{form}", []).append(tokenizer.count(text))
     for form, found in counts.items():
         lengths = np.array(found)
         result[f"{form}_mean"] = float(lengths.mean())
@@ -189,24 +185,19 @@ def titles(ui: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 class Tokenizer:
     """Byte-pair encoding: the pair with the lowest rank is merged until none has one."""
 
-    def __init__(self, ranks: Mapping[bytes, int]) -> None:
+    def __init__(self, ranks: Mapping[bytes, int], number: str) -> None:
+        """`number` is the pattern of a piece of digits."""
         self.ranks = ranks
-        self.pieces = regex.compile(PIECES)
+        self.pieces = regex.compile(PIECES.format(number=number))
         self.count_piece = lru_cache(maxsize=None)(self._count_piece)
-
-    @staticmethod
-    def load(wheel: Path) -> Tokenizer:
-        """Read the ranks (a token in base64 and its rank, line by line) out of a package."""
-        with zipfile.ZipFile(wheel) as archive:
-            lines = archive.read(RANKS).splitlines()
-        pairs = (line.split() for line in lines if line)
-        return Tokenizer({base64.b64decode(token): int(rank) for token, rank in pairs})
 
     def count(self, text: str) -> int:
         """Number of tokens of a text."""
         return sum(self.count_piece(piece) for piece in self.pieces.findall(text))
 
     def _count_piece(self, piece: str) -> int:
+        if piece.encode() in self.ranks:
+            return 1
         parts = [bytes([byte]) for byte in piece.encode()]
         never = len(self.ranks)
         while len(parts) > 1:
@@ -217,6 +208,41 @@ class Tokenizer:
             at = pairs.index(best)
             parts[at : at + 2] = [parts[at] + parts[at + 1]]
         return len(parts)
+
+
+def tokenizers() -> dict[str, Tokenizer]:
+    """Those whose package lies in the cache; says what is missing."""
+    found: dict[str, Tokenizer] = {}
+    for path in sorted(CACHE.glob("dashscope-*.whl")):
+        found["qwen"] = Tokenizer(qwen_ranks(path), r"\p{N}")
+    for path in sorted(CACHE.glob("llama3-tokenizer-js-*.tgz")):
+        found["llama3"] = Tokenizer(llama_ranks(path), r"\p{N}{1,3}")
+    for missing in {"qwen", "llama3"} - set(found):
+        print(f"no vocabulary of {missing} in {CACHE}: not counted, see --help")
+    return found
+
+
+def qwen_ranks(wheel: Path) -> dict[bytes, int]:
+    """Line by line a token in base64 and its rank."""
+    with zipfile.ZipFile(wheel) as archive:
+        lines = archive.read("dashscope/resources/qwen.tiktoken").splitlines()
+    pairs = (line.split() for line in lines if line)
+    return {base64.b64decode(token): int(rank) for token, rank in pairs}
+
+
+def llama_ranks(archive: Path) -> dict[bytes, int]:
+    """Tokens in order of rank, in base64 in a script; a byte is written as a printable letter."""
+    with tarfile.open(archive) as files:
+        script = files.extractfile("package/src/data-converted.js")
+        assert script is not None
+        text = script.read().decode()
+    tokens = base64.b64decode(text.split('llama_vocab_base64 = "')[1].split('"')[0]).decode()
+    # Bytes that are printable letters stand for themselves, the others for letters from 256 on.
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    byte_of = {chr(byte): byte for byte in printable}
+    byte_of |= {chr(256 + k): byte for k, byte in enumerate(others)}
+    return {bytes(byte_of[c] for c in t): rank for rank, t in enumerate(tokens.split("\n"))}
 
 
 if __name__ == "__main__":
