@@ -225,6 +225,15 @@ def test_choices_bring_dotted_inputs_in_the_order_of_the_slots():
     assert api(ui(other))["1"] == {"how": "factor", "how.by": 2.0, "method": "area"}
 
 
+def test_a_key_that_comes_over_a_link_brings_its_own_inputs():
+    slots = [("thing", "THING", None), ("how", "COMBO", 7, "widget")]
+    resize = node(1, "Resize", slots, values=("factor", 2, "area"))
+    primitive = node(2, "PrimitiveNode", outputs=("COMBO",), values=("size", "fixed"))
+    read = api(ui(resize, primitive, links=[[7, 2, 0, 1, 1, "COMBO"]]))["1"]
+    sizes = {"how.crop": "off", "how.height": 1, "how.width": 2}
+    assert read == {"how": "size", **sizes, "method": "area"}
+
+
 def test_growing_inputs_and_links_to_inputs_that_are_unknown():
     slots = [("things.thing0", "THING", 7), ("things.thing1", "THING", 8), ("extra", "THING", 7)]
     file = ui(
