@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -95,95 +95,25 @@ class Schema:
             if t.group == "value" and (key := identity(t.value)) is not None
         }
 
-    def _nested(self, class_type: str) -> Iterator[tuple[str, InputSpec]]:
-        return voc.every_input(self.catalogue.nodes[class_type].inputs)
-
     def _write_programs(self) -> None:
         for class_type, node in self.catalogue.nodes.items():
-            self.start[class_type] = self._write(class_type, node.inputs, DONE, "", "", False)
-            if any(voc.is_seed(spec) for _, spec in self._nested(class_type)):
-                self.start_linked[class_type] = self._write(
-                    class_type, node.inputs, DONE, "", "", True
-                )
+            self.start[class_type] = _Compiler(self, class_type, False).write(node.inputs, DONE)
+            if any(voc.is_seed(spec) for _, spec in voc.every_input(node.inputs)):
+                linked = _Compiler(self, class_type, True)
+                self.start_linked[class_type] = linked.write(node.inputs, DONE)
 
-    def _write(
-        self,
-        class_type: str,
-        inputs: Sequence[InputSpec],
-        after: int,
-        prefix: str,
-        field_prefix: str,
-        seeds: bool,
-        required: bool = True,
-    ) -> int:
-        """Add the holes of some inputs, last one first; returns the position of the first."""
-        for spec in reversed(inputs):
-            name, field_name = prefix + spec.name, field_prefix + spec.name
-            needed = spec.required and required
+    def _steps(self, class_type: str) -> tuple[Step, ...]:
+        """Flat steps of a class without choices and growing inputs."""
+        steps = []
+        for spec in self.catalogue.nodes[class_type].inputs:
             if spec.element is None:
-                after = self._add(class_type, spec, name, field_name, after, seeds, needed)
-                continue
-            behind, element = after, replace(spec.element, name="*")
-            for k in reversed(range(len(spec.names))):
-                must = needed and k < spec.min_count
-                after = self._add(
-                    class_type,
-                    element,
-                    f"{name}.{spec.names[k]}",
-                    f"{field_name}.*",
-                    after,
-                    seeds,
-                    must and element.required,
-                    -1 if must else behind,
-                )
-        return after
+                how, kind = self.how_to_fill(class_type, spec, spec.name)
+                field = self.field(class_type, spec.name)
+                steps.append(Step(spec.name, how, spec.type, kind, spec.required, field))
+        return tuple(steps)
 
-    def _add(
-        self,
-        class_type: str,
-        spec: InputSpec,
-        name: str,
-        field_name: str,
-        after: int,
-        seeds: bool,
-        required: bool,
-        stop: int = -1,
-    ) -> int:
-        how, kind = self._how(class_type, spec, field_name)
-        branches: dict[int, int] = {}
-        for key, inner in spec.branches:
-            token = self.vocabulary.value_ids.get(voc.value_key(kind, key))
-            if token is not None:
-                dotted = f"{name}.", f"{field_name}."
-                branches[token] = self._write(class_type, inner, after, *dotted, seeds, required)
-        field = self._field(class_type, field_name)
-        type_ = "COMBO" if spec.branches else spec.type
-        self.program.append(
-            Step(
-                name,
-                how,
-                type_,
-                kind,
-                required,
-                field,
-                after,
-                MappingProxyType(branches),
-                stop,
-                seeds and how == SEED,
-                self._takes_text(how, type_, spec),
-                how != LINK or not _OPEN.isdisjoint(type_.split(",")),
-            )
-        )
-        self.specs.append(spec)
-        return len(self.program) - 1
-
-    def _takes_text(self, how: int, type_: str, spec: InputSpec) -> bool:
-        """Whether any string may fill an input; a list of options that is empty binds nothing."""
-        closed = _CLOSED.intersection(type_.split(",")) - (set() if spec.options else {"COMBO"})
-        return how == TEXT or (how == VALUE and not closed)
-
-    def _how(self, class_type: str, spec: InputSpec, field_name: str) -> tuple[int, str]:
-        """What fills an input, and its value kind or folder."""
+    def how_to_fill(self, class_type: str, spec: InputSpec, field_name: str) -> tuple[int, str]:
+        """What fills an input, by its dotted name, and its value kind or folder."""
         if spec.is_link:
             return LINK, ""
         if voc.is_seed(spec):
@@ -194,7 +124,12 @@ class Schema:
             return FILE, spec.folder
         return VALUE, voc.rule_for(class_type, spec, field_name)["kind"]
 
-    def _field(self, class_type: str, field_name: str) -> int:
+    def field(self, class_type: str, field_name: str) -> int:
+        """Index of a field.
+
+        Raises:
+            CodecError: the vocabulary was built for another catalogue.
+        """
         field = self.vocabulary.field_index.get((class_type, field_name))
         if field is None:
             raise CodecError(
@@ -202,15 +137,78 @@ class Schema:
             )
         return field
 
-    def _steps(self, class_type: str) -> tuple[Step, ...]:
-        """Flat steps of a class without choices and growing inputs."""
-        steps = []
-        for spec in self.catalogue.nodes[class_type].inputs:
+
+class _Compiler:
+    """Adds the program of one class to a schema; `opens_seeds` makes every seed a hole."""
+
+    def __init__(self, schema: Schema, class_type: str, opens_seeds: bool) -> None:
+        self.schema, self.class_type, self.opens_seeds = schema, class_type, opens_seeds
+
+    def write(
+        self,
+        inputs: Sequence[InputSpec],
+        after: int,
+        prefix: str = "",
+        field_prefix: str = "",
+        required: bool = True,
+    ) -> int:
+        """Add the holes of some inputs, last one first; returns the position of the first."""
+        for spec in reversed(inputs):
+            name, field_name = prefix + spec.name, field_prefix + spec.name
+            needed = spec.required and required
             if spec.element is None:
-                how, kind = self._how(class_type, spec, spec.name)
-                field = self._field(class_type, spec.name)
-                steps.append(Step(spec.name, how, spec.type, kind, spec.required, field))
-        return tuple(steps)
+                after = self._add(spec, name, field_name, after, needed)
+                continue
+            behind, element = after, replace(spec.element, name="*")
+            for k in reversed(range(len(spec.names))):
+                must = needed and k < spec.min_count
+                after = self._add(
+                    element,
+                    f"{name}.{spec.names[k]}",
+                    f"{field_name}.*",
+                    after,
+                    must and element.required,
+                    stop=-1 if must else behind,
+                )
+        return after
+
+    def _add(
+        self,
+        spec: InputSpec,
+        name: str,
+        field_name: str,
+        after: int,
+        required: bool,
+        stop: int = -1,
+    ) -> int:
+        schema = self.schema
+        how, kind = schema.how_to_fill(self.class_type, spec, field_name)
+        branches: dict[int, int] = {}
+        for key, inner in spec.branches:
+            token = schema.vocabulary.value_ids.get(voc.value_key(kind, key))
+            if token is not None:
+                start = self.write(inner, after, f"{name}.", f"{field_name}.", required)
+                branches[token] = start
+        types = {"COMBO"} if spec.branches else set(spec.type.split(","))
+        # A list of options that is empty binds nothing.
+        closed = types & _CLOSED - (set() if spec.options else {"COMBO"})
+        step = Step(
+            name,
+            how,
+            "COMBO" if spec.branches else spec.type,
+            kind,
+            required,
+            schema.field(self.class_type, field_name),
+            next=after,
+            branches=MappingProxyType(branches),
+            stop=stop,
+            opens_seed=self.opens_seeds and how == SEED,
+            takes_text=how == TEXT or (how == VALUE and not closed),
+            takes_literal=how != LINK or bool(types & _OPEN),
+        )
+        schema.program.append(step)
+        schema.specs.append(spec)
+        return len(schema.program) - 1
 
 
 def types_match(output: str, wanted: str) -> bool:
