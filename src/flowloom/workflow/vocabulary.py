@@ -189,9 +189,10 @@ class Vocabulary:
                     key = value_key(kind, value)
                     text = f"{kind}={value}" if isinstance(value, str) else key
                     values.setdefault(key, Token("value", text, kind, value))
-        kinds = list(dict.fromkeys(token.kind for token in values.values()))
-        by_kind = {kind: [t for t in values.values() if t.kind == kind] for kind in kinds}
-        tokens += [token for kind in kinds for token in _ascending(by_kind[kind])]
+        by_kind: dict[str, list[Token]] = {}
+        for token in values.values():
+            by_kind.setdefault(token.kind, []).append(token)
+        tokens += [token for group in by_kind.values() for token in _ascending(group)]
         tokens += [_file_token(file) for file in catalogue.files]
         tokens += [Token("reserved", f"<file+{k}>", value=k) for k in range(reserved)]
         return Vocabulary(tuple(tokens), tuple(fields), catalogue.hash)
