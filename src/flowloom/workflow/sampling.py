@@ -45,11 +45,11 @@ def stream(
     grammar: Grammar, seed: int, weights: Mapping[str, Any] | None = None
 ) -> Iterator[Encoded]:
     """Random valid workflows without end; the first n are those of `random_workflows`."""
-    weigher = Weigher(grammar, weights)
+    weigher, nested = Weigher(grammar, weights), _with_nested_seeds(grammar)
     for batch in count():
         rng = np.random.default_rng([seed, batch])
         for tokens in draw(weigher, grammar, BATCH, rng):
-            yield as_encoded(tokens, grammar)
+            yield as_encoded(tokens, grammar, nested)
 
 
 def draw(
@@ -96,8 +96,24 @@ def _draw_tokens(
     return columns[np.arange(len(live)), best]
 
 
-def as_encoded(tokens: list[int], grammar: Grammar) -> Encoded:
-    """Sampled tokens with the template's texts and seeds beside them."""
+def as_encoded(tokens: list[int], grammar: Grammar, nested: frozenset[int]) -> Encoded:
+    """Sampled tokens with the template's texts and seeds beside them.
+
+    Args:
+        tokens: Token ids up to <eos>.
+        grammar: What drew them.
+        nested: Tokens of classes with seeds that depend on an option.
+    """
+    if not nested.isdisjoint(tokens):
+        return grammar.codec.encode(grammar.codec.decode(tokens))
     texts = {voc.PROMPT_ID: PROMPT, voc.NEGATIVE_ID: NEGATIVE}
     num_seeds = sum(grammar.seeds_opened.get(token, 0) for token in tokens)
     return Encoded(list(tokens), tuple(texts[t] for t in tokens if t in texts), (0,) * num_seeds)
+
+
+def _with_nested_seeds(grammar: Grammar) -> frozenset[int]:
+    nodes, ids = grammar.catalogue.nodes, grammar.vocabulary.class_ids
+    inputs = ((c, voc.every_input(nodes[c].inputs)) for c in grammar.class_names)
+    return frozenset(
+        ids[c] for c, found in inputs if any("." in name and voc.is_seed(s) for name, s in found)
+    )

@@ -9,6 +9,8 @@ A file (`data/weights*.json`) gives relative weights. Its parts:
 - ``affinity``: classes that suit some families only, when they come before the model's file.
 - ``pairs``: weights of an input's tokens after the token before it (a height after a width).
 - ``context``: factors for what depends on the graph (roles, second passes, other loaders).
+- ``defaults``: of tokens that no entry names: a factor for each link that a class needs, the
+  weight of all links together where a literal can stand, and that of absence for each 1 of others.
 - ``first_pass_latents``: classes whose latent is drawn on from pure noise.
 """
 
@@ -30,7 +32,6 @@ MODEL_FOLDERS = ("checkpoints", "diffusion_models")
 VALUED = ("value", "file")
 REFS = np.arange(voc.REF0, voc.REF0 + voc.NUM_REFS)
 SLOTS = np.arange(voc.SLOT0, voc.SLOT0 + voc.NUM_SLOTS)
-_LINKED_LITERAL = 0.01  # of a class or a reference where a literal can stand
 
 Fields = Mapping[str, Mapping[str, float]]
 
@@ -75,7 +76,7 @@ class Table:
         Raises:
             ValueError: a token is named that the vocabulary does not have.
         """
-        self.vocabulary = grammar.vocabulary
+        self.catalogue, self.vocabulary = grammar.catalogue, grammar.vocabulary
         self._texts = {token.text for token in grammar.vocabulary.tokens}
         self._texts |= {t for name in ("weights", "weights-t2i") for t in _texts_of(name)}
         self._found: dict[int, dict[str, int]] = {}
@@ -88,13 +89,18 @@ class Table:
             self.columns[field, : sizes[field]] = np.flatnonzero(legal[field])
         self.inside = np.arange(self.columns.shape[1]) < sizes[:, None]
         self.is_ref = np.isin(self.columns, REFS) & self.inside
+        groups = np.array([t.group for t in self.vocabulary.tokens])[self.columns]
+        written = np.isin(groups, VALUED) | (self.columns == voc.PROMPT_ID)
+        links = (groups == "class") | (self.columns == voc.SEED_LINK) | self.is_ref
+        # Links where a literal can stand.
+        self.for_literal = links & self.inside & (written & self.inside).any(1, keepdims=True)
         self._fill(weights)
 
     def _fill(self, weights: Mapping[str, Any]) -> None:
         """`values[row_of[r, h]]` [S]: weights of field h under recipe r."""
         older = np.float32(weights["context"]["older_reference"])
         age = np.where(self.is_ref, older ** (self.columns - voc.REF0), 1).astype(np.float32)
-        base = self._defaults()
+        base = self._defaults(weights.get("defaults", {}))
         self._apply(base, weights["fields"])
         rows, ages = [base], [age]
         row_of = [np.arange(len(base), dtype=np.int32)]
@@ -119,15 +125,23 @@ class Table:
         self.values = np.concatenate(rows) * np.concatenate(ages)
         self.row_of = np.stack(row_of)
 
-    def _defaults(self) -> np.ndarray:
-        """1, but rarely a link for a literal, and as likely the end of a growing input as more."""
-        base = np.ones(self.columns.shape, np.float32)
-        groups = np.array([t.group for t in self.vocabulary.tokens])[self.columns]
-        literal = (np.isin(groups, VALUED) & self.inside).any(1)
-        opens = (groups == "class") | (self.columns == voc.SEED_LINK)
-        base[(opens | self.is_ref) & literal[:, None]] = _LINKED_LITERAL
-        ends = (self.columns == voc.END) & self.inside
-        base[ends] = (base * (self.inside & ~ends)).sum(1)[ends.any(1)]
+    def _defaults(self, defaults: Mapping[str, float]) -> np.ndarray:
+        """Weights before any entry; a growing input is as likely to end as to go on."""
+        tokens, columns = self.vocabulary.tokens, self.columns
+        per_link = np.float32(defaults.get("per_link", 1.0))
+        token_weight = np.ones(len(tokens), np.float32)
+        for name, token in self.vocabulary.class_ids.items():
+            inputs = self.catalogue.nodes[name].inputs if name in self.catalogue.nodes else ()
+            token_weight[token] = per_link ** sum(i.is_link and i.required for i in inputs)
+        base = np.where(self.inside, token_weight[columns], 1)
+        share = np.float32(defaults.get("linked_literal", 1.0))
+        num_links = np.maximum(self.for_literal.sum(1, keepdims=True), 1)
+        base = np.where(self.for_literal, share / num_links, base)
+        for token, factor in ((voc.END, 1.0), (voc.NONE_ID, defaults.get("absent"))):
+            here = (columns == token) & self.inside
+            if factor is not None:
+                others = (base * (self.inside & ~here)).sum(1)
+                base[here] = factor * others[here.any(1)]
         return base
 
     def _apply(self, table: np.ndarray, fields: Fields) -> set[int]:
@@ -154,7 +168,7 @@ class Table:
         self, row: np.ndarray, field: int, key: str, entries: Mapping[str, float]
     ) -> None:
         if "*" in entries:
-            row[~self.is_ref[field]] = entries["*"]
+            row[~(self.is_ref | self.for_literal)[field]] = entries["*"]
         if "ref" in entries:
             row[self.is_ref[field]] = entries["ref"]
         places = self._places(field)
