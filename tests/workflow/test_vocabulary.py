@@ -101,6 +101,15 @@ def test_new_files_take_reserved_rows(vocabulary, embedded):
     assert later.tokens[changed[1] + 1].sha256 == "c" * 64
 
 
+def test_files_without_a_hash_are_bound_by_name(vocabulary, embedded):
+    """Live servers tell no hash: the same name in two folders is two files, and stays bound."""
+    found = [ModelFile("vae", "x.safetensors", "", ""), ModelFile("loras", "x.safetensors", "", "")]
+    grown = vocabulary.extend(embedded.with_files(found))
+    rows = [grown.file_ids[file.folder, "x.safetensors", ""] for file in found]
+    assert [grown.token_text(row) for row in rows] == ["vae/x.safetensors", "loras/x.safetensors"]
+    assert grown.extend(embedded.with_files(found)).tokens == grown.tokens
+
+
 def test_reserved_rows_run_out(vocabulary, embedded):
     many = [ModelFile("loras", f"{k}.safetensors", f"{k:064x}", "shapes") for k in range(17)]
     with pytest.raises(VocabularyError, match="17 new files, but only 16"):

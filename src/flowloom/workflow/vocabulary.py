@@ -1,7 +1,8 @@
 """The shared vocabulary: one token per class, literal value, file, reference and slot.
 
 A function of the node facts, the shipped value grids by input kind, and the file list. Ids are
-append-only: a file that comes later takes a reserved row, bound to its sha256.
+append-only: a file that comes later takes a reserved row, bound to its sha256 (to its folder and
+name where a server tells no hash). Strings that have no token are contents, kept beside the code.
 """
 
 from __future__ import annotations
