@@ -136,7 +136,7 @@ class Table:
         base = np.where(self.inside, token_weight[columns], 1)
         share = np.float32(defaults.get("linked_literal", 1.0))
         num_links = np.maximum(self.for_literal.sum(1, keepdims=True), 1)
-        base = np.where(self.for_literal, share / num_links, base)
+        base = np.where(self.for_literal, share / num_links, base).astype(np.float32)
         for token, factor in ((voc.END, 1.0), (voc.NONE_ID, defaults.get("absent"))):
             here = (columns == token) & self.inside
             if factor is not None:
