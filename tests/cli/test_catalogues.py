@@ -90,6 +90,24 @@ def test_facts_of_another_form_are_one_line(run, tmp_path, facts, says):
     assert not out.exists()
 
 
+def test_bounds_that_json_lacks_are_none(run_json, tmp_path):
+    facts = {"min": float("-inf"), "max": float("inf"), "default": 1.0}
+    info = {"X": {"input": {"required": {"a": ["FLOAT", facts]}}, "output": ["IMAGE"]}}
+    (tmp_path / "server.json").write_text(json.dumps(info))
+    status, shown = run_json("catalogue", "show", tmp_path / "server.json")
+    assert status == 0
+    (entry,) = shown["nodes"]["X"]["inputs"]
+    assert (entry.get("min"), entry.get("max")) == (None, None)
+
+
+@pytest.mark.parametrize("data", [b"", b"\x1f\x8b", b"\x1f\x8b\x08" + bytes(7) + b"\xff" * 9])
+def test_broken_files_are_one_line(run, tmp_path, data):
+    (tmp_path / "x.json.gz").write_bytes(data)
+    status, _, err = run("catalogue", "show", tmp_path / "x.json.gz")
+    assert status == 2
+    assert len(err.splitlines()) == 1
+
+
 def test_install_needs_files(run, tmp_path):
     command = ("catalogue", "snapshot", "--catalogue", "embedded", "--out", tmp_path / "x.json")
     status, _, err = run(*command, "--install")

@@ -8,6 +8,7 @@ import pytest
 from flowloom.render import png
 from flowloom.workflow import Catalogue, Workflow, validate
 from flowloom.workflow.canvas import from_ui
+from flowloom.workflow.png import read_chunks
 from tests.evaluation.parts import write_model, write_parts
 
 FIELDS = {"workflow", "score", "interval", "tokens", "fingerprint", "images", "rendered_score"}
@@ -75,6 +76,12 @@ def test_designs_for_the_editor_are_the_same_workflows(run_json, model, tmp_path
         assert len(ui["workflow"]["nodes"]) == len(api["workflow"])
         back = from_ui(ui["workflow"], catalogue).workflow
         assert back.fingerprint() == Workflow.from_api(api["workflow"]).fingerprint()
+    # A picture then opens in the editor as it was laid out.
+    _, answer = run_json(*command, "--format", "ui", "--render")
+    (design, _) = answer["results"][0]["designs"]
+    chunks = read_chunks(design["images"][0])
+    assert json.loads(chunks["workflow"]) == design["workflow"]
+    assert "class_type" in chunks["prompt"]
 
 
 def test_table_for_people_and_explanation(run, model, tmp_path):

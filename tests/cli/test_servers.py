@@ -37,6 +37,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if self.headers.get("Authorization") != "Bearer token=1":
                 self.send_error(401)
                 return
+        if path.startswith("/moved"):
+            self.send_response(302)
+            self.send_header("Location", path.removeprefix("/moved"))
+            self.end_headers()
+            return
         if path not in ROUTES and path != "/short/object_info":
             self.send_error(404)
             return
@@ -104,6 +109,13 @@ def test_headers_reach_the_server(run, server, good):
     assert seen["X-Team"] == "a"
     # A browser's header gets another answer.
     assert "Origin" not in seen
+
+
+def test_headers_do_not_follow_a_redirection(run, server, good):
+    server.headers_seen.clear()
+    command = ("encode", good, "--catalogue", f"{server.address}/moved")
+    assert run(*command, "--header", "Authorization=secret")[0] == 0
+    assert [headers.get("Authorization") for headers in server.headers_seen] == ["secret", None]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ line each, and stops nothing else."""
 import gzip
 import itertools
 import json
+import os
 
 import pytest
 from PIL import Image
@@ -112,6 +113,14 @@ def test_what_cannot_be_read_says_why(tmp_path, name, data, says):
     error = _read(tmp_path / name).error
     assert says in error
     assert "\n" not in error
+
+
+def test_a_pipe_is_read(workflow):
+    reading, writing = os.pipe()
+    with open(writing, "wb") as file:  # noqa: PTH123
+        file.write(json.dumps(workflow).encode())
+    assert _read(f"/dev/fd/{reading}").value == workflow
+    os.close(reading)
 
 
 def test_pictures_without_a_workflow_say_so(tmp_path):

@@ -102,6 +102,9 @@ class Names:
 
 
 def _write(path: Path, value: Any) -> None:
-    data = json.dumps(value, indent=1, allow_nan=False) + "\n"
+    try:
+        data = json.dumps(value, indent=1, allow_nan=False) + "\n"
+    except (ValueError, RecursionError):
+        raise ValueError("got NaN, Infinity or deep nesting, expected what JSON can hold") from None
     with written_whole(path) as file:
         file.write(data.encode())

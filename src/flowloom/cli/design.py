@@ -17,7 +17,7 @@ from flowloom.cli.sources import API
 from flowloom.evaluation.describe import describe
 from flowloom.runs import data_dir, write_json
 from flowloom.workflow import Catalogue, Workflow
-from flowloom.workflow.canvas import to_ui
+from flowloom.workflow.canvas import is_ui, to_ui
 
 if TYPE_CHECKING:
     from flowloom.designer.design import Design
@@ -157,9 +157,12 @@ def _write(items: Sequence[Made], out: Path) -> None:
         write_json(out / f"{item.name}.json", item.value)
         if item.image is not None:
             from flowloom.render import png
+            from flowloom.workflow.png import write_chunks
 
             path = out / f"{item.name}.png"
             png.write(path, item.image, item.workflow)
+            if is_ui(item.value):
+                write_chunks(path, {"workflow": json.dumps(item.value)})
             item.images = [str(path)]
 
 

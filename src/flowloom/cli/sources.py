@@ -89,7 +89,7 @@ class Inputs:
 
     def position(self) -> int:
         """How many of the bytes have been read."""
-        return self._done + (0 if self._file is None else self._file.tell())
+        return self._done + (0 if self._file is None else _told(self._file))
 
     def __iter__(self) -> Iterator[Source]:
         """Read on."""
@@ -100,7 +100,7 @@ class Inputs:
             try:
                 with found.path.open("rb") as self._file:
                     yield from self._read(found, self._file)
-                    self._done += self._file.tell()
+                    self._done += _told(self._file)
             except _BROKEN as error:
                 yield Source(str(found.path), found.name, error=_cause(error))
             self._file = None
@@ -171,10 +171,14 @@ def _find(path: Path) -> Iterator[_Found]:
         if not files:
             expected = ", ".join(_SUFFIXES)
             yield _Found(path, PurePath(path.name), f"got a folder without {expected} files")
-    elif path.is_file():
+    elif path.exists():  # or a pipe
         yield _Found(path, _stem(PurePath(path.name)))
     else:
         yield _Found(path, PurePath(path.name), "no such file or folder")
+
+
+def _told(file: IO[bytes]) -> int:
+    return file.tell() if file.seekable() else 0
 
 
 def _stem(path: PurePath) -> PurePath:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 import sys
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -90,7 +91,7 @@ class Catalogue:
         try:
             raw = path.read_bytes()
             data = json.loads(gzip.decompress(raw) if path.name.endswith(".gz") else raw)
-        except (OSError, EOFError, ValueError) as error:
+        except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
             raise CatalogueError(f"catalogue {source}: cannot read: {error}") from error
         stem = path.name.removesuffix(".gz").removesuffix(".json")
         if isinstance(data, dict) and isinstance(data.get("nodes"), dict) and "files" in data:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -185,8 +186,8 @@ def _growing(
 
 
 def _number(bound: Any) -> float | None:
-    """A bound or a step; what is no number says nothing, as some packs of nodes have it."""
-    return bound if type(bound) in (int, float) and bound == bound else None
+    """A bound or a step; what is no finite number says nothing, as some packs of nodes have it."""
+    return bound if type(bound) in (int, float) and abs(bound) < math.inf else None
 
 
 def _is_editor_type(address: str, type_: str, facts: Mapping[str, Any]) -> bool:
@@ -235,7 +236,10 @@ def get_json(address: str, headers: Mapping[str, str] | None, timeout_s: float) 
         ValueError: no such answer; the message names the address and the cause.
     """
     try:
-        request = urllib.request.Request(address, headers=dict(headers or {}))
+        request = urllib.request.Request(address)
+        for name, value in (headers or {}).items():
+            # A sign-in page that a proxy sends one to must not learn what opens the server.
+            request.add_unredirected_header(name, value)
         with urllib.request.urlopen(request, timeout=timeout_s) as answer:
             kind, body = answer.headers.get_content_type(), answer.read()
     except urllib.error.HTTPError as error:
