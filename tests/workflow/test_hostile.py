@@ -105,6 +105,21 @@ def test_literals_that_can_be_written_again(value, fits):
     assert again.fingerprint() == workflow.fingerprint()
 
 
+def test_many_outputs_of_one_long_chain():
+    """1,500 outputs of 1,500 nodes: identity does not walk the chain from each of them."""
+    nodes = {"0": {"class_type": "Make", "inputs": {}}}
+    for k in range(1500):
+        nodes[f"{k + 1}"] = {"class_type": "Blur", "inputs": {"image": [f"{k}", 0]}}
+    for k in range(1500):
+        nodes[f"s{k}"] = {"class_type": "SaveImage", "inputs": {"images": ["1500", 0], "a": k}}
+    start = time.process_time()
+    workflow = Workflow.from_api(nodes)
+    other = Workflow.from_api({**nodes, "s7": nodes["s8"]})
+    assert workflow.fingerprint() != other.fingerprint()
+    assert workflow.fingerprint() == Workflow(dict(reversed(workflow.nodes.items()))).fingerprint()
+    assert time.process_time() - start < 3.0
+
+
 def test_values_in_each_other_many_times_over():
     """A list of two equal lists, 60 deep, takes no memory but would be 2^60 values."""
     value = [1]

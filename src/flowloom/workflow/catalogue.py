@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from flowloom.workflow import object_info
+from flowloom.workflow.graph import json_fault
 from flowloom.workflow.inputs import InputSpec, NodeSpec, spec_fault
 
 __all__ = ["Catalogue", "CatalogueError", "InputSpec", "Limits", "ModelFile", "NodeSpec"]
@@ -237,8 +238,8 @@ def _check_files(files: Iterable[ModelFile], limits: Limits) -> None:
         if not all(isinstance(text, str) for text in vars(file).values()):
             raise TypeError(f"file {str(file.name)[:40]!r}: a field that is no text")
     for name, value in vars(limits).items():
-        if type(value) not in (int, float) or not value > 0:
-            raise TypeError(f"limits: {name} is {str(value)[:40]!r}, expected a positive number")
+        if type(value) not in (int, float) or not value > 0 or json_fault(value):
+            raise TypeError(f"limits: {name} is no positive number")
 
 
 def _read_node(class_type: str, raw: dict[str, Any]) -> NodeSpec:

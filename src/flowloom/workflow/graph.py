@@ -22,6 +22,8 @@ SEED_RANGE = 1 << 64
 # the longest integer: Python writes none beyond 4300 digits.
 MAX_DEPTH, MAX_VALUES, MAX_BITS = 64, 1_000_000, 4096
 MAX_SLOT_BITS = 64
+# Outputs times nodes up to which identity is worked out from each output on its own.
+MAX_WALKED = 1_000_000
 OUTPUT_CLASSES = frozenset(
     {"SaveImage", "PreviewImage", "SaveImageWebsocket", "SaveAnimatedPNG", "SaveAnimatedWEBP"}
 )
@@ -109,7 +111,8 @@ class Workflow:
             found = [i for i in self.nodes if i not in used]
         if len(found) < 2:
             return found
-        return sorted(found, key=lambda root: _digest(self._serial(root, False, None, None)))
+        digests = self._digests(found, False, None, None)
+        return sorted(found, key=digests.__getitem__)
 
     def order(
         self, output_classes: Iterable[str] | None = None, catalogue: Any = None
@@ -119,9 +122,12 @@ class Workflow:
         Inputs are followed in the catalogue's order, or by name without one, so the order does not
         depend on ids or key order.
         """
+        return self._order(self.roots(output_classes), catalogue)
+
+    def _order(self, roots: Iterable[str], catalogue: Any = None) -> list[str]:
         done: dict[str, None] = {}
         opened: set[str] = set()
-        for root in self.roots(output_classes):
+        for root in roots:
             stack: list[tuple[str, bool]] = [(root, False)]
             while stack:
                 node_id, leaving = stack.pop()
@@ -153,7 +159,8 @@ class Workflow:
         """SHA-256 (hex) of the part that the outputs reach; see `roots` for what an output is.
 
         Equal for two workflows that differ only in ids, key order or unreachable nodes. Literals
-        are compared by type and value (1, 1.0, true, "1" are four things); sharing counts.
+        are compared by type and value (1, 1.0, true, "1" are four things); sharing counts (in a
+        graph of a thousand outputs and more, only as the number of nodes of each class).
         """
         return self._hash(False, None, None, output_classes)
 
@@ -209,6 +216,28 @@ class Workflow:
         links = (node.inputs[name] for name in _input_order(node, catalogue))
         return [v.node for v in links if _is_link(v) and v.node in self.nodes]
 
+    def _digests(
+        self, roots: list[str], slots: bool, prompt: str | None, negative: str | None
+    ) -> dict[str, str]:
+        """Digest of what each root reaches, by root.
+
+        Of a graph too large to be walked from every root, digests are made of digests: nodes that
+        are shared within one root are not told from copies.
+        """
+        if len(roots) * len(self.nodes) <= MAX_WALKED:
+            return {root: _digest(self._serial(root, slots, prompt, negative)) for root in roots}
+        digests: dict[str, str] = {}
+        for node_id in self._order(roots):
+            node, row = self.nodes[node_id], []
+            for name in sorted(node.inputs):
+                value = node.inputs[name]
+                if _is_link(value):
+                    row.append([name, digests.get(value.node, ""), value.slot])
+                else:
+                    row.append([name, *_literal(name, value, slots, prompt, negative)])
+            digests[node_id] = _digest([node.class_type, row])
+        return {root: digests[root] for root in roots}
+
     def _serial(self, root: str, slots: bool, prompt: str | None, negative: str | None) -> list:
         """Nodes below `root` as nested lists, numbered depth first by input name."""
         number: dict[str, int] = {}
@@ -225,13 +254,8 @@ class Workflow:
                 value = node.inputs[name]
                 if _is_link(value):
                     row.append([name, number.get(value.node, -1), value.slot])
-                elif slots and name in SEED_INPUTS:
-                    row.append([name, "seed", None])
-                elif slots and name in TEXT_INPUTS and isinstance(value, str):
-                    is_negative = value != prompt and value in ("", NEGATIVE, negative)
-                    row.append([name, "negative" if is_negative else "prompt", None])
                 else:
-                    row.append([name, "literal", value])
+                    row.append([name, *_literal(name, value, slots, prompt, negative)])
             rows.append([node.class_type, row])
         return rows
 
@@ -247,12 +271,24 @@ class Workflow:
             return _digest([self._serial(roots[0], slots, prompt, negative)])
         # Each root is written alone, so that no order among equal roots can matter; the class
         # counts then tell nodes shared between roots from copies.
-        parts = sorted(_digest(self._serial(root, slots, prompt, negative)) for root in roots)
+        parts = sorted(self._digests(roots, slots, prompt, negative).values())
         counts: dict[str, int] = {}
         for node_id in self.order(output_classes):
             class_type = self.nodes[node_id].class_type
             counts[class_type] = counts.get(class_type, 0) + 1
         return _digest([parts, sorted(counts.items())])
+
+
+def _literal(
+    name: str, value: Any, slots: bool, prompt: str | None, negative: str | None
+) -> tuple[str, Any]:
+    """What a fingerprint holds of a literal; seeds and texts are slots where `slots` says so."""
+    if slots and name in SEED_INPUTS:
+        return "seed", None
+    if slots and name in TEXT_INPUTS and isinstance(value, str):
+        is_negative = value != prompt and value in ("", NEGATIVE, negative)
+        return "negative" if is_negative else "prompt", None
+    return "literal", value
 
 
 def is_link_shape(value: Any) -> bool:

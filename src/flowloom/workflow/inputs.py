@@ -148,9 +148,10 @@ def _input_fault(item: InputSpec) -> str:
     where = f"input {item.name[:40]!r}"
     for bound in _BOUNDS:
         value = getattr(item, bound)
-        if value is not None and (type(value) not in (int, float) or value != value):
+        is_number = type(value) in (int, float) and value == value and not json_fault(value)
+        if value is not None and not is_number:
             return f"{where}: {bound} is no number"
-    if type(item.min_count) is not int:
+    if type(item.min_count) is not int or json_fault(item.min_count):
         return f"{where}: min_count is no integer"
     fault = json_fault([item.default, item.options])
     if fault:

@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from flowloom.workflow.graph import json_fault
 from flowloom.workflow.inputs import (
     CHOICE,
     GROWING,
@@ -187,7 +188,8 @@ def _growing(
 
 def _number(bound: Any) -> float | None:
     """A bound or a step; what is no finite number says nothing, as some packs of nodes have it."""
-    return bound if type(bound) in (int, float) and abs(bound) < math.inf else None
+    is_number = type(bound) in (int, float) and abs(bound) < math.inf and not json_fault(bound)
+    return bound if is_number else None
 
 
 def _is_editor_type(address: str, type_: str, facts: Mapping[str, Any]) -> bool:
