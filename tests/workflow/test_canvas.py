@@ -460,6 +460,18 @@ def test_there_and_back_is_the_same_workflow():
     assert len(back.nodes) == len(FLOW.nodes)
 
 
+def test_literals_that_a_workflow_lacks_are_drawn_and_left_out_again_unless_changed():
+    mix = {"class_type": "Mix", "inputs": {}}
+    drawn = to_ui(Workflow.from_api({"1": mix}), CATALOGUE)
+    assert drawn["nodes"][0]["widgets_values"] == [0.5]
+    assert from_ui(drawn, CATALOGUE).workflow.to_api()["1"] == mix
+    drawn["nodes"][0]["widgets_values"] = [0.75]
+    assert api(drawn)["1"] == {"ratio": 0.75}
+    drawn["nodes"][0]["properties"]["flowloom_left_out"] = ["a", "ratio", 5, "none"]
+    drawn["nodes"][0]["widgets_values"] = []
+    assert api(drawn)["1"] == {}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -18,7 +18,7 @@ from flowloom.workflow.flattening import Fixed, Leaf, Stored, flatten
 from flowloom.workflow.graph import NEGATIVE, PROMPT, Link, Node, Workflow
 from flowloom.workflow.inputs import active_inputs
 from flowloom.workflow.literals import shown
-from flowloom.workflow.widgets import conflict, read_literals, to_literal, unread
+from flowloom.workflow.widgets import conflict, default_literal, read_literals, to_literal, unread
 
 __all__ = ["CanvasError", "Converted", "from_ui", "is_ui", "to_ui"]
 
@@ -116,6 +116,10 @@ def _inputs(
             f"values {', '.join(lost[:5])}; left out"
         )
     given = {**fixed, **read_literals(spec, leaf.block, fixed), **links}
+    for item in active_inputs(spec, given) if leaf.block.left_out else ():
+        known = item.name in leaf.block.left_out and item.name in given
+        if known and given[item.name] == default_literal(item):
+            del given[item.name]
     inputs: dict[str, Any] = {}
     for item in active_inputs(spec, given):
         if item.name not in given:

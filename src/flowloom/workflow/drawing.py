@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowloom.workflow.catalogue import Catalogue, InputSpec, NodeSpec
-from flowloom.workflow.editor_file import ALWAYS, CanvasError
+from flowloom.workflow.editor_file import ALWAYS, LEFT_OUT, CanvasError
 from flowloom.workflow.flattening import PRIMITIVE
 from flowloom.workflow.graph import Link, Workflow
 from flowloom.workflow.inputs import MATCH, active_inputs
@@ -45,6 +45,7 @@ class _Drawn:
     named: dict[str, Any]
     title: str = ""
     sources: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 def to_ui(
@@ -53,8 +54,9 @@ def to_ui(
     """Lay a workflow out as a file that the editor opens.
 
     Ids that are small whole numbers are kept, others such as ``57:8`` get new ones. Literals that
-    the workflow lacks are drawn with their defaults; inputs that the class does not have are left
-    out, as the server ignores them. A literal given to a socket is drawn as a primitive node.
+    the workflow lacks are drawn with their defaults, and named, so that `from_ui` leaves them out
+    again unless a person has changed them; inputs that the class does not have are not drawn, as
+    the server ignores them. A literal given to a socket is drawn as a primitive node.
 
     Args:
         workflow: Every class must be in the catalogue and every link must lead to an output.
@@ -136,8 +138,18 @@ class _Sheet:
             {"name": name, "type": match if type_ == MATCH else type_, "links": None}
             for name, type_ in zip(names, spec.outputs, strict=True)
         ]
+        absent = tuple(k for k, v in named.items() if v is not None and k not in node.inputs)
         return _Drawn(
-            self.ids[node_id], spec.class_type, spec, [], outputs, values, named, title, sources
+            self.ids[node_id],
+            spec.class_type,
+            spec,
+            [],
+            outputs,
+            values,
+            named,
+            title,
+            sources,
+            absent,
         )
 
     def _matched(self, spec: NodeSpec, inputs: Mapping[str, Any]) -> str:
@@ -255,6 +267,8 @@ def _node_json(node: _Drawn, box: Box, order: int) -> dict[str, Any]:
         "properties": {"Node name for S&R": node.class_type},
         "widgets_values": node.values,
     }
+    if node.left_out:
+        drawn["properties"][LEFT_OUT] = list(node.left_out)
     if node.title:
         drawn["title"] = node.title
     if node.spec is not None and node.spec.is_dynamic:

@@ -14,6 +14,8 @@ ALWAYS, MUTED, BYPASSED = 0, 2, 4
 """Modes of a node; the editor runs nodes of any other mode as if it were `ALWAYS`."""
 INSIDE, OUTSIDE = "-10", "-20"
 """Ids of the nodes that stand for a subgraph's inputs and outputs within it."""
+LEFT_OUT = "flowloom_left_out"
+"""Property of a node that names its literals which the workflow did not have."""
 _MAX_ID_CHARS = 100
 _MAX_SLOT = 1 << 20
 
@@ -55,6 +57,8 @@ class Block:
     title: str
     proxies: tuple[tuple[str, str], ...]
     """(inner node id, literal) that a subgraph's node shows, in order; id -1 is its own input."""
+    left_out: frozenset[str] = frozenset()
+    """Literals that hold their default only because the editor has no way to leave them out."""
 
     @cached_property
     def input_named(self) -> dict[str, Slot]:
@@ -174,7 +178,8 @@ def _read_block(raw: Any, where: str) -> Block:
     if named is not None and not isinstance(named, dict):
         raise CanvasError(f"{where}: widgets_values_named is {_kind(named)}, expected an object")
     properties = raw.get("properties")
-    proxies = properties.get("proxyWidgets") if isinstance(properties, dict) else None
+    properties = properties if isinstance(properties, dict) else {}
+    proxies, left_out = properties.get("proxyWidgets"), properties.get(LEFT_OUT)
     title = raw.get("title")
     return Block(
         block_id,
@@ -191,6 +196,11 @@ def _read_block(raw: Any, where: str) -> Block:
             if isinstance(entry, list)
             and len(entry) >= 2
             and all(isinstance(part, str) for part in entry[:2])
+        ),
+        frozenset(
+            name
+            for name in (left_out if isinstance(left_out, list) else ())
+            if isinstance(name, str)
         ),
     )
 

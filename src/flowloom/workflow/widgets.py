@@ -223,6 +223,12 @@ def default_of(spec: InputSpec) -> Any:
     return spec.default
 
 
+def default_literal(spec: InputSpec) -> Any:
+    """`default_of` as API JSON."""
+    default = default_of(spec)
+    return None if default is None else to_literal(spec, default)
+
+
 def to_literal(spec: InputSpec, value: Any) -> Any:
     """A stored value as API JSON: numbers of the input's type, a list wrapped so it is no link.
 
