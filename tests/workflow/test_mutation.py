@@ -1,14 +1,19 @@
 """Facts: an edit changes something and leaves a workflow that the grammar writes; every kind of
-edit occurs; texts and seeds stay; the same seed gives the same edits."""
+edit occurs; texts and seeds stay; the same seed gives the same edits, in every version; another
+option brings its own inputs and takes the old ones along; a growing input gains and loses one."""
 
 from __future__ import annotations
 
+import copy
+import hashlib
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from flowloom.workflow import (
+    Catalogue,
     CodecError,
     Grammar,
     decode,
@@ -18,7 +23,11 @@ from flowloom.workflow import (
     random_workflows,
     validate,
 )
+from flowloom.workflow.profile import MUST
+from flowloom.workflow.weights import t2i_weights
 from tests.workflow.flows import plain, split_catalogue, two_pass
+
+EXAMPLE = Path(__file__).parents[2] / "data" / "catalogues" / "example.json.gz"
 
 
 def classes(workflow):
@@ -117,3 +126,70 @@ def test_a_fixed_grammar_leaves_the_workflow(embedded, vocabulary):
     )
     after = mutate(plain(), grammar, np.random.default_rng(0))
     assert after.fingerprint() == plain().fingerprint()
+
+
+def test_a_seed_edits_the_same_in_every_version(grammar):
+    before = [decode(code.tokens, grammar) for code in random_workflows(grammar, 256, 7)]
+    after = mutate_all(before, grammar, np.random.default_rng(1))
+    digest = hashlib.sha256("".join(flow.fingerprint() for flow in after).encode()).hexdigest()
+    assert digest == "55fa16b1892f8602df776f8e7948c2f6378cef9da9388a4906e45a31535cec5b"
+
+
+@pytest.fixture(scope="module")
+def dynamic_pairs():
+    """Workflows with choices and growing inputs, before and after six edits."""
+    catalogue = Catalogue.load(EXAMPLE)
+    names = [*MUST, "ResizeImageMaskNode", "BatchImagesNode", "SaveImageAdvanced"]
+    grammar = Grammar(catalogue, budget=96, classes=names)
+    weights = copy.deepcopy(t2i_weights())
+    fields = weights["fields"]
+    fields["*"] = {"*": 1.0}
+    fields["images"] = {
+        "*": 0.0,
+        "VAEDecode": 0.3,
+        "ResizeImageMaskNode": 0.3,
+        "BatchImagesNode": 1,
+    }
+    fields["ResizeImageMaskNode.input"] = {"*": 0.0, "VAEDecode": 1.0}
+    fields["BatchImagesNode.images.*"] = {"*": 0.0, "VAEDecode": 1.0, "<end>": 1.0, "ref": 1.0}
+    codes = random_workflows(grammar, 160, 0, weights)
+    before = [decode(code.tokens, grammar, code.texts, code.seeds) for code in codes]
+    after = mutate_all(before, grammar, np.random.default_rng(0), edits=6)
+    return before, after, catalogue
+
+
+def dynamic_inputs(workflow):
+    """The option of each choice, and how many of each growing input there are."""
+    options, sizes = Counter(), Counter()
+    for node in workflow.nodes.values():
+        for name in ("resize_type", "format"):
+            if name in node.inputs:
+                options[node.inputs[name]] += 1
+        if node.class_type == "BatchImagesNode":
+            sizes[len(node.inputs)] += 1
+    return options, sizes
+
+
+def test_choices_and_growing_inputs_are_edited(dynamic_pairs):
+    before, after, catalogue = dynamic_pairs
+    options, grown, shrunk = 0, 0, 0
+    for old, new in zip(before, after, strict=True):
+        assert not [p for p in validate(new, catalogue) if p.severity == "error"]
+        (old_options, old_sizes), (new_options, new_sizes) = map(dynamic_inputs, (old, new))
+        if classes(old) == classes(new):
+            options += old_options != new_options
+            grew = sum(k * n for k, n in new_sizes.items()) - sum(
+                k * n for k, n in old_sizes.items()
+            )
+            grown += grew > 0
+            shrunk += grew < 0
+    assert options > 5
+    assert grown > 2
+    assert shrunk > 2
+
+
+def test_another_option_has_its_own_inputs_only(dynamic_pairs):
+    """The validator warns of an input that the class does not have for its option."""
+    _, after, catalogue = dynamic_pairs
+    kinds = {p.type for flow in after for p in validate(flow, catalogue)}
+    assert "unknown_input" not in kinds

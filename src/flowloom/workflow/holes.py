@@ -155,7 +155,14 @@ class Holes:
     def others(self, hole: Hole, now: Any) -> Literals:
         """Tokens of literals, other than the present one, that the grammar may write there."""
         tokens = self.vocabulary.tokens
-        return [k for k in self._choices[hole.field] if tokens[k].value != now]
+        return [k for k in self._candidates(hole) if tokens[k].value != now]
+
+    def _candidates(self, hole: Hole) -> Literals:
+        """Tokens of literals; inputs of one name below several options share a field."""
+        found, options = self._choices[hole.field], hole.spec.options
+        if options is None or "." not in hole.spec.name:
+            return found
+        return [k for k in found if self.vocabulary.tokens[k].value in options]
 
     def draw(self, hole: Hole, tokens: Literals, context: Context, rng: np.random.Generator) -> Any:
         """One of some literals, given as tokens; None where none suits."""
@@ -216,7 +223,7 @@ class Holes:
                 elif hole.how == TEXT:
                     inputs[name] = pick([PROMPT, NEGATIVE], rng)
                 elif hole.spec.required:
-                    value = self.draw(hole, self._choices[hole.field], context, rng)
+                    value = self.draw(hole, self._candidates(hole), context, rng)
                     if value is None:
                         return None
                     inputs[name] = value
