@@ -21,6 +21,7 @@ def test_snapshot_and_show(run, run_json, tmp_path):
     again = tmp_path / "again" / "saved.json.gz"
     run("catalogue", "snapshot", "--catalogue", path, "--out", again)
     assert again.read_bytes() == path.read_bytes()
+    assert path.read_bytes()[4:8] == bytes(4), "the time is in the bytes"
     status, shown = run_json("catalogue", "show", path)
     assert status == 0
     assert "KSampler" in shown["nodes"]
@@ -88,6 +89,15 @@ def test_facts_of_another_form_are_one_line(run, tmp_path, facts, says):
     assert says in err
     assert len(err.splitlines()) == 1
     assert not out.exists()
+
+
+def test_what_is_known_of_a_file_is_kept(run, run_json, tmp_path):
+    known = Catalogue.load("embedded").files[0]
+    fact = {"folder": known.folder, "name": known.name, "family": "other", "card": "other"}
+    (tmp_path / "facts.json").write_text(json.dumps([fact]))
+    options = ("--files", tmp_path / "facts.json", "--install", "--out", tmp_path / "out.json")
+    assert run("catalogue", "snapshot", "--catalogue", "embedded", *options)[0] == 0
+    assert run("catalogue", "diff", "embedded", tmp_path / "out.json")[0] == 0
 
 
 def test_bounds_that_json_lacks_are_none(run_json, tmp_path):

@@ -125,6 +125,7 @@ def test_no_input_is_replaced(run_json, folder):
     link = folder.parent / "link"
     link.symlink_to(folder)
     assert _convert(run_json, folder / "saved.json", to="ui", out=link)[0] == 1
+    assert _convert(run_json, link / "saved.json", to="ui", out=folder)[0] == 1
     assert (folder / "saved.json").read_bytes() == before["saved.json"]
 
 
