@@ -62,8 +62,8 @@ class FeatureTable:
         files = sorted(by_group.get("file", []) + by_group.get("reserved", []))
         pairs: list[tuple[int, int]] = [(voc.CLASS_FIELD, token) for token in classes]
         fed: list[int] = []
-        for steps in self.schema.steps.values():
-            for step in steps:
+        for class_type in self.schema.start:
+            for step in self.schema.holes(class_type):
                 if step.how == LINK:
                     # Any class may be a source: which can, changes with the catalogue.
                     legal = list(classes)
@@ -83,11 +83,16 @@ class FeatureTable:
         first = 1 + len(self.row_of_pair)
         self.row_of_fed = {field: first + k for k, field in enumerate(dict.fromkeys(fed))}
         self.num_rows = first + len(self.row_of_fed)
-        file_fields = {
-            step.field for steps in self.schema.steps.values() for step in steps if step.how == FILE
+        self.folder_of_field = {
+            step.field: step.kind
+            for class_type in self.schema.start
+            for step in self.schema.holes(class_type)
+            if step.how == FILE
         }
         self.field_of_file_row = {
-            row: field for (field, _), row in self.row_of_pair.items() if field in file_fields
+            row: field
+            for (field, _), row in self.row_of_pair.items()
+            if field in self.folder_of_field
         }
 
     def of_tokens(self, tokens: Sequence[int]) -> Features:
@@ -109,7 +114,9 @@ class FeatureTable:
             node = workflow.nodes[node_id]
             token = self.vocabulary.class_ids.get(node.class_type, -1)
             bags[target].append(self._row(voc.CLASS_FIELD, token))
-            for step in self.schema.steps.get(node.class_type, ()):
+            if token < 0:
+                continue
+            for step in self.schema.active(node.class_type, node.inputs):
                 if step.how == SEED:
                     continue
                 value = node.inputs.get(step.name)
@@ -147,15 +154,9 @@ class FeatureTable:
             if token.group == "file" and older.tokens[k].group != "file"
         ]
         result = {}
-        folders = {
-            step.field: step.kind
-            for steps in self.schema.steps.values()
-            for step in steps
-            if step.how == FILE
-        }
         for (field, token_id), row in self.row_of_pair.items():
             token = tokens[token_id]
-            if token_id not in new or folders.get(field) != token.kind:
+            if token_id not in new or self.folder_of_field.get(field) != token.kind:
                 continue
             folder = [k for k in known if tokens[k].kind == token.kind]
             like = [k for k in folder if _class_of(tokens[k]) == _class_of(token)]

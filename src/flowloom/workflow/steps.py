@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -69,7 +69,6 @@ class Schema:
 
     def __init__(self, catalogue: Catalogue, vocabulary: Vocabulary) -> None:
         self.catalogue, self.vocabulary = catalogue, vocabulary
-        self.steps = {c: self._steps(c) for c in catalogue.nodes}
         self.program: list[Step] = [Step("", LINK, "", "", True, voc.END_FIELD)]
         self.specs: list[InputSpec] = [InputSpec("", "")]
         """The input behind each step of `program`, with its undotted name."""
@@ -102,15 +101,35 @@ class Schema:
                 linked = _Compiler(self, class_type, True)
                 self.start_linked[class_type] = linked.write(node.inputs, DONE)
 
-    def _steps(self, class_type: str) -> tuple[Step, ...]:
-        """Flat steps of a class without choices and growing inputs."""
-        steps = []
-        for spec in self.catalogue.nodes[class_type].inputs:
-            if spec.element is None:
-                how, kind = self.how_to_fill(class_type, spec, spec.name)
-                field = self.field(class_type, spec.name)
-                steps.append(Step(spec.name, how, spec.type, kind, spec.required, field))
-        return tuple(steps)
+    def holes(self, class_type: str) -> Iterator[Step]:
+        """One step for each field of a class, in schema order, those of all branches included."""
+        visited, fields = {DONE}, set[int]()
+        todo = [self.start[class_type]]
+        while todo:
+            at = todo.pop()
+            if at in visited:
+                continue
+            visited.add(at)
+            step = self.program[at]
+            todo += [step.next, *reversed(list(step.branches.values()))]
+            if step.field not in fields:
+                fields.add(step.field)
+                yield step
+
+    def active(self, class_type: str, inputs: Mapping[str, Any]) -> Iterator[Step]:
+        """The steps that a node with these inputs takes, in order."""
+        at = self.start[class_type]
+        while at != DONE:
+            step = self.program[at]
+            value = inputs.get(step.name)
+            if step.stop >= 0 and step.name not in inputs:
+                at = step.stop
+                continue
+            yield step
+            at = step.next
+            if step.branches and isinstance(value, str):
+                token = self.value_ids.get((step.kind, str, value), -1)
+                at = step.branches.get(token, at)
 
     def how_to_fill(self, class_type: str, spec: InputSpec, field_name: str) -> tuple[int, str]:
         """What fills an input, by its dotted name, and its value kind or folder."""
