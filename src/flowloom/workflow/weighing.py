@@ -60,7 +60,12 @@ class Weigher:
     def _mark_fields(self, g: Grammar, weights: Mapping[str, Any]) -> None:
         tokens, columns, inside = self.vocabulary.tokens, self.table.columns, self.table.inside
         self.first_pass = np.isin([*g.class_names, ""], weights["first_pass_latents"])
+        draws = {
+            c for c, n in g.catalogue.nodes.items() if any(i.type == "LATENT" for i in n.inputs)
+        }
+        from_latent = np.array([c in draws for c, _ in self.vocabulary.fields])
         noise = np.array([t.kind == "denoise" for t in tokens])[columns] & inside
+        noise &= from_latent[:, None]
         full = np.array([t.value == 1.0 for t in tokens])[columns]
         self.full_noise, self.low_noise = noise & full, noise & ~full
         self.denoise = noise.any(1)
