@@ -72,7 +72,7 @@ def show(parsed: Namespace) -> int:
     if parsed.json:
         print_json({"hash": catalogue.hash, **catalogue.to_json()})
         return OK
-    print(f"{catalogue.name or parsed.catalogue}: {catalogue.hash}")
+    Lines().print((catalogue.name or parsed.catalogue, "bold"), f": {catalogue.hash}")
     limits = catalogue.limits
     print(f"limits: {limits.pixels} pixels, batch {limits.batch}, {limits.work:g} pixel steps")
     rows = [
