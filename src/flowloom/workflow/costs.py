@@ -40,6 +40,7 @@ class Costs:
                 break
             self.usable &= ~large
         self._merge_families()
+        self._fill_low()
 
     def _order_positions(self) -> None:
         """Positions by distance from the end of their node: `levels`, nearest first."""
@@ -76,6 +77,8 @@ class Costs:
         others[voc.END] = False
         plain = np.any(t.allowed & others, axis=1)
         family = t.token_family[t.file_ids]
+        # Whether that binds no family.
+        self.plain = plain | np.any(t.allowed[:, t.file_ids[family < 0]], axis=1)
         fits = (family[:, None] < 0) | (family[:, None] == np.arange(len(t.families)))
         files = t.allowed[:, t.file_ids].astype(np.float32) @ fits.astype(np.float32) > 0
         return np.where(plain[:, None] | files, 1, NEVER).astype(np.int32)
@@ -140,9 +143,11 @@ class Costs:
 
         `least_side[p]` is the least product of the sides after position p, `least_gain[p]` the
         least product of squared scales after it; `sides[c]` (0 without) and `gain[c]` are of all
-        inputs.
+        inputs. `most_gain[p]` is the greatest product from p on, `most_side` the largest picture
+        that sides alone give.
         """
         t = self.tables
+        self.most_gain, self.most_side = np.ones(len(t.after)), 0.0
         self.least_side, self.least_gain = np.ones(len(t.after)), np.ones(len(t.after))
         self.sides, self.gain = np.zeros(t.num_classes + 1), np.ones(t.num_classes + 1)
         # Whether the sides always hold, whatever pictures are read, or may do so.
@@ -152,18 +157,22 @@ class Costs:
             names = {s.name: s.required for s in t.catalogue.nodes[name].inputs}
             if not {"width", "height", "scale_by"} & names.keys():
                 continue
-            at, sides, num_sides, path = int(t.first[c]), 1.0, 0, []
+            at, sides, largest, num_sides, path = int(t.first[c]), 1.0, 1.0, 0, []
             while at:
                 path.append(at)
                 at = int(t.after[at])
             for at in reversed(path):
                 self.least_side[at], self.least_gain[at] = sides, self.gain[c]
+                self.most_gain[at] = self.most_gain[t.after[at]]
+                values = self._numbers(at)
                 if t.size[at] == SIDE:
-                    sides, num_sides = sides * self._numbers(at).min(), num_sides + 1
+                    sides, largest = sides * values.min(), largest * values.max()
+                    num_sides += 1
                 elif t.size[at] == SCALE:
-                    self.gain[c] *= self._numbers(at).min() ** 2
+                    self.gain[c] *= values.min() ** 2
+                    self.most_gain[at] *= max(values.max() ** 2, 1.0)
             if num_sides == 2:
-                self.sides[c] = sides
+                self.sides[c], self.most_side = sides, max(self.most_side, largest)
                 needed = ("width", "height", "upscale_method")
                 self.resets[c] = all(names.get(n, False) for n in needed)
                 self.may_reset[c] = "upscale_method" in names and not self.resets[c]
@@ -218,6 +227,27 @@ class Costs:
         self.suffix = np.ascontiguousarray(self.suffix[:, kept])
         self.open_cost = self.open_cost[:, kept]
         # The last type is that of the place between output nodes.
-        self.need = np.ascontiguousarray(self.need[:, :, kept])
-        self.need[-1] = self.open_cost
+        need = self.need[:, :, kept]
+        need[-1] = self.open_cost
         self.num_profiles = len(kept)
+        # From here on [T + 1, G, C]. `reach` tells where that is finite; its last G is any profile.
+        self.need = np.ascontiguousarray(need.transpose(0, 2, 1))
+        known = self.need < NEVER
+        self.reach = np.concatenate([known, known.any(1, keepdims=True)], 1)
+        self.most_need = np.where(known, self.need, 0).max((1, 2))
+
+    def _fill_low(self) -> None:
+        """`low[p]`: tokens from position p to the end with one for each link; no less will do."""
+        t = self.tables
+        self.low = np.zeros(len(t.after), np.int32)
+        for places, (index, to) in zip(self.levels, self.options, strict=True):
+            found = 1 + self.low[t.after[places]]
+            is_choice = t.choice[places] >= 0
+            absent = t.allowed[t.row[places], voc.NONE_ID]
+            found[is_choice & ~absent] = NEVER
+            stops = np.flatnonzero(t.allowed[t.row[places], voc.END])
+            behind = 1 + self.low[t.stop[places[stops]]]
+            found[stops] = np.minimum(found[stops], behind)
+            np.minimum.at(found, index, 1 + self.low[to])
+            self.low[places] = np.minimum(found, NEVER)
+        self.low_open = self.low[t.first[:-1]]

@@ -20,6 +20,7 @@ import numpy as np
 from flowloom.workflow import vocabulary as voc
 from flowloom.workflow.catalogue import Catalogue
 from flowloom.workflow.codec import Codec
+from flowloom.workflow.completion import Completions, Frame
 from flowloom.workflow.costs import NEVER, Costs
 from flowloom.workflow.pushdown import State
 from flowloom.workflow.steps import SEED
@@ -72,10 +73,10 @@ class Grammar:
         self.tables = Tables(catalogue, self.vocabulary, self.codec.schema, self.class_names)
         self.tables.restrict(require, forbid)
         self.costs = Costs(self.tables)
+        self.completions = Completions(self.tables, self.costs)
         rules = voc.rules()
         self._fill_caps({**rules["caps"], **(caps or {})}, rules["cap_groups"])
-        roots = self.costs.open_cost[self.tables.allowed[0, self.tables.class_ids]]
-        cheapest = int(roots.min(initial=NEVER)) + 2
+        cheapest = self._cheapest()
         if cheapest > budget:
             got = f"budget {budget}" if cheapest < NEVER else "this restriction of the catalogue"
             need = (
@@ -173,6 +174,21 @@ class Grammar:
         return counts
 
     # -- tables ----------------------------------------------------------------------------------
+
+    def _cheapest(self) -> int:
+        """Fewest tokens of a workflow."""
+        roots = np.flatnonzero(self.tables.allowed[0, self.tables.class_ids])
+        canonical = int(self.costs.open_cost[roots].min(initial=NEVER)) + 2
+        if canonical <= self.budget or canonical >= NEVER:
+            return canonical
+        search = self.completions
+        for budget in range(2, canonical):
+            for c in roots.tolist():
+                frame = Frame(int(self.tables.first[c]), c, 0, joins=False, bound=False)
+                slack = budget - 2 - int(self.costs.low_open[c])
+                if slack >= 0 and search.fits((frame, None), (-1,), search.nothing, slack):
+                    return budget
+        return canonical
 
     def _choose_classes(self, classes: Iterable[str] | None) -> list[str]:
         """Classes to write, in the catalogue's order: those asked for that are available."""

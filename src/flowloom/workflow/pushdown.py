@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flowloom.workflow import vocabulary as voc
+from flowloom.workflow.masks import hole_limit, legal_tokens
 from flowloom.workflow.tables import OUTSIDE, SIDE, GrammarError
 
 if TYPE_CHECKING:
     from flowloom.workflow.grammar import Grammar
 
 __all__ = ["GrammarError", "State"]
-
-_REFS = slice(voc.REF0, voc.REF0 + voc.NUM_REFS)
-_SLOTS = slice(voc.SLOT0, voc.SLOT0 + voc.NUM_SLOTS)
 
 
 class State:
@@ -63,6 +61,7 @@ class State:
         # Fewest tokens still to come below: in the same group, by profile, and in all others.
         self.open_same = np.zeros((size, deep, grammar.costs.num_profiles), np.int32)
         self.open_rest = np.zeros((size, deep), np.int32)
+        self.open_low = np.zeros((size, deep), np.int32)  # the same, one token for each link
         self.done_class = np.full((size, deep), none, np.int32)
         self.done_family = np.full((size, deep), -1, np.int32)
         self.done_origin = np.full((size, deep), -1, np.int32)
@@ -82,7 +81,7 @@ class State:
         Nodes are numbered in order of opening. Between output nodes the field is ("*", "end") and
         the node 0. A link hole is named by its own field, even if a class token will fill it.
         """
-        at = self._place()
+        at = self.place()
         top = np.maximum(self._holder(), 0)
         node = np.where(at == OUTSIDE, 0, self.open_node[np.arange(len(self)), top])
         return self.grammar.tables.field[at], node
@@ -90,7 +89,7 @@ class State:
     def roles(self) -> np.ndarray:
         """Whether the next token stands below a positive (1) or negative (2) input, or none (0)."""
         above = self.open_role[np.arange(len(self)), np.maximum(self.depth - 1, 0)]
-        own = self.grammar.tables.role[self._place()]
+        own = self.grammar.tables.role[self.place()]
         return np.where(own > 0, own, np.where(self.depth > 0, above, 0))
 
     def forced(self) -> np.ndarray:
@@ -101,13 +100,13 @@ class State:
     def mask(self) -> np.ndarray:
         """Legal next tokens [B, V]; never empty. Computed once per position; do not write to it."""
         if self._mask is None:
-            self._mask = self._legal()
+            self._mask = legal_tokens(self)
         return self._mask
 
     def reference_nodes(self) -> np.ndarray:
         """Finished node (its index in order of finishing) behind each reference [B, 8], or -1."""
         if self._recent is None:
-            kind = self.grammar.tables.type[self._place()]
+            kind = self.grammar.tables.type[self.place()]
             self._recent = np.full((len(self), voc.NUM_REFS), -1, np.int32)
             width = int(self.num_finished.max(initial=0))
             rows = np.flatnonzero((kind < len(self.grammar.tables.types)) & (self.num_finished > 0))
@@ -122,151 +121,11 @@ class State:
         waits_below = (self.slots > 0) & ~self.slot_of_ref
         return self.depth - 1 - waits_below
 
-    def _place(self) -> np.ndarray:
+    def place(self) -> np.ndarray:
         """Position [B] that the next token fills."""
         holder = self._holder()
         at = self.open_at[np.arange(len(self)), np.maximum(holder, 0)]
         return np.where(holder < 0, OUTSIDE, at)
-
-    def _legal(self) -> np.ndarray:
-        g, t, at = self.grammar, self.grammar.tables, self._place()
-        row = t.row[at]
-        mask = t.allowed[row]
-        room, family = self._room(at)
-        files = np.flatnonzero(t.has_files[row])
-        if len(files):
-            self._restrict_files(mask, files, family[files], room[files])
-        chosen = np.flatnonzero(t.choice[at] >= 0)
-        if len(chosen):
-            self._restrict_choices(mask, chosen, at[chosen], room[chosen])
-        sized = np.flatnonzero(t.size[at])
-        if len(sized):
-            self._restrict_sizes(mask, sized, at[sized])
-        links = np.flatnonzero((t.type[at] < len(t.types)) | (at == OUTSIDE))
-        if len(links):
-            self._restrict_links(mask, links, at[links], family[links], room[links])
-
-        ended = np.flatnonzero((self.depth == 0) & (self.num_roots > 0))
-        if len(ended):
-            full = ended[self.num_roots[ended] >= g.max_outputs]
-            mask[full] = False
-            mask[ended, voc.EOS] = True
-        waiting = np.flatnonzero(self.slots > 0)
-        if len(waiting):
-            mask[waiting] = False
-            mask[waiting, _SLOTS] = np.arange(voc.NUM_SLOTS) < self.slots[waiting, None]
-        mask[self.done] = False
-        mask[self.done, voc.PAD] = True
-        assert mask.any(1).all(), "dead end"
-        return mask
-
-    def _room(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens left [B, G] for what fills the present hole, its own token taken, by profile.
-
-        Negative where a family is none that the hole can have. Also the family [B] that binds the
-        node, or -1. Everything else that is open counts as completed in the cheapest way.
-        """
-        g, rows = self.grammar, np.arange(len(self))
-        top = np.maximum(self.depth - 1, 0)
-        family = self.group_family[rows, self.open_group[rows, top]]
-        family = np.where(at == OUTSIDE, -1, family)
-        left = g.budget - self.used - 2 - self.open_rest[rows, top]
-        pending = self.open_same[rows, top] + g.costs.suffix[g.tables.after[at]]
-        room = left[:, None] - pending
-        if len(g.tables.families) > 1:
-            bound = np.flatnonzero(family >= 0)
-            profile = g.costs.profile[family[bound]]
-            best = room[bound, profile]
-            room[bound] = -1
-            room[bound, profile] = best
-        return room, family
-
-    def _restrict_files(
-        self, mask: np.ndarray, rows: np.ndarray, family: np.ndarray, room: np.ndarray
-    ) -> None:
-        t, profile = self.grammar.tables, self.grammar.costs.profile
-        fits = np.ones((len(rows), len(t.families) + 1), bool)
-        # The last column is for files that fit any family.
-        fits[:, :-1] = room[:, profile] >= 0
-        fits[:, :-1] &= (family[:, None] < 0) | (np.arange(len(t.families)) == family[:, None])
-        mask[np.ix_(rows, t.file_ids)] &= fits[:, t.token_family[t.file_ids]]
-
-    def _restrict_choices(
-        self, mask: np.ndarray, rows: np.ndarray, at: np.ndarray, room: np.ndarray
-    ) -> None:
-        """Options whose inputs have room; `room` counts on the hole being absent instead."""
-        g, t = self.grammar, self.grammar.tables
-        tokens = t.option_tokens[t.choice[at]]
-        to = t.branch[t.choice[at][:, None], tokens]
-        more = g.costs.suffix[to] - g.costs.suffix[t.after[at]][:, None]
-        fits = (more <= room[:, None]).any(2)
-        limit = self._hole_limit(rows, at)
-        fits &= g.costs.path_area[to] <= limit[:, None]
-        mask[rows[:, None], tokens] &= fits
-
-    def _hole_limit(self, rows: np.ndarray, at: np.ndarray) -> np.ndarray:
-        """Most pixels of a picture that fills a position of the top node."""
-        costs, top = self.grammar.costs, np.maximum(self.depth[rows] - 1, 0)
-        gain = self.open_gain[rows, top] * costs.least_gain[at]
-        free = (self.depth[rows] == 0) | costs.resets[self.open_class[rows, top]]
-        limit = np.minimum(costs.pixels, self.open_limit[rows, top] / gain)
-        return np.where(free, costs.pixels, limit)
-
-    def _restrict_links(
-        self,
-        mask: np.ndarray,
-        rows: np.ndarray,
-        at: np.ndarray,
-        family: np.ndarray,
-        room: np.ndarray,
-    ) -> None:
-        g, t, costs = self.grammar, self.grammar.tables, self.grammar.costs
-        kind, limit = t.type[at], self._hole_limit(rows, at)
-        columns = np.ix_(rows, t.class_ids)
-        classes = mask[columns]
-        # A node opened in the unbound family f must fit that family's room.
-        classes &= (costs.need[kind] <= room[:, None, :]).any(2)
-        if limit.min() < costs.most_area:
-            classes &= (costs.area[None, :] <= limit[:, None]) | ~t.sized[kind, :-1]
-
-        nodes = self.reference_nodes()[rows]
-        found = nodes >= 0
-        index = (rows[:, None], nodes)
-        source = (kind[:, None], self.done_class[index])
-        fam = np.where(t.bears[source], self.done_family[index], -1)
-        slots = t.num_slots[source]
-        profile = costs.profile[np.maximum(fam, 0)]
-        free = np.where(fam >= 0, np.take_along_axis(room, profile, 1), room.max(1)[:, None])
-        refs = found & (slots > 0) & (free >= (slots > 1)) & mask[rows, _REFS]
-        refs &= (fam < 0) | (family[:, None] < 0) | (fam == family[:, None])
-        refs &= (self.done_area[index] <= limit[:, None]) | ~t.sized[source]
-        mask[rows, _REFS] = refs
-        if not g.taste:
-            mask[columns] = classes
-            return
-        # Caps and reuse of loaders give way where nothing else could fill the hole.
-        over = ((self.cap_counts[rows] >= g.cap_of) @ g.cap_members.T) > 0
-        kept = classes & ~over & ~(t.reuse[kind] & refs.any(1)[:, None])
-        mask[columns] = kept
-        stuck = np.flatnonzero(~kept.any(1))
-        stuck = stuck[~mask[rows[stuck]].any(1)]
-        mask[np.ix_(rows[stuck], t.class_ids)] = classes[stuck]
-
-    def _restrict_sizes(self, mask: np.ndarray, rows: np.ndarray, at: np.ndarray) -> None:
-        t, costs, top = self.grammar.tables, self.grammar.costs, self.depth[rows] - 1
-        most, side = self.open_most[rows, top], self.open_side[rows, top]
-        classes, is_side = self.open_class[rows, top], t.size[at] == SIDE
-        resets = costs.resets[classes]
-        limit = self.open_limit[rows, top] / (self.open_gain[rows, top] * costs.least_gain[at])
-        # The sides say nothing where another picture is read and they do not scale it.
-        moot = is_side & (most > 0) & ~resets & ~costs.may_reset[classes]
-        read = np.where(resets, 0.0, np.maximum(most, costs.path_area[t.after[at]]))
-        own = np.where(self.open_sides[rows, top] == 2, side, costs.sides[classes])
-        base = np.where(is_side, side * costs.least_side[at], np.maximum(read, own))
-        value = costs.sizes[t.size_columns]
-        gain = np.where(is_side[:, None], value, value**2)
-        fits = (base[:, None] * gain <= limit[:, None]) | moot[:, None]
-        mask[np.ix_(rows, t.size_columns)] &= fits
 
     # -- moves -----------------------------------------------------------------------------------
 
@@ -286,7 +145,7 @@ class State:
         wrong = ~(inside & legal[every, np.where(inside, tokens, 0)])
         if wrong.any():
             self._refuse(int(np.flatnonzero(wrong)[0]), tokens)
-        at = self._place()
+        at = self.place()
         nodes = self.reference_nodes()
         rows = np.flatnonzero(~self.done)
         self._mask = self._recent = None
@@ -328,7 +187,7 @@ class State:
             return rows
         g, t, costs, depth = self.grammar, self.grammar.tables, self.grammar.costs, self.depth[rows]
         kind, above = t.type[at], np.maximum(depth - 1, 0)
-        limit = np.where(t.sized[kind, classes], self._hole_limit(rows, at), costs.pixels)
+        limit = np.where(t.sized[kind, classes], hole_limit(self, rows, at), costs.pixels)
         shares = t.bears[kind, classes]
         own = t.role[at]
         inherited = np.where(depth > 0, self.open_role[rows, above], 0)
@@ -367,6 +226,8 @@ class State:
         # Outside a node nothing is open.
         shares, other = shares & (depth > 0), np.where(depth > 0, other, 0)
         self.open_same[rows, depth] = np.where(shares[:, None], same, 0)
+        low = self.open_low[rows, above] + costs.low[self.grammar.tables.after[at]]
+        self.open_low[rows, depth] = np.where(depth > 0, low, 0)
         rest = np.where(depth > 0, self.open_rest[rows, above], 0)
         self.open_rest[rows, depth] = rest + np.where(shares, 0, other)
 
