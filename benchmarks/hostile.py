@@ -80,7 +80,15 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         print(f"{door:18s} {row['slowest_s']:8.3f} s at {row['slowest']:<9d} {outcomes}{untidy}")
         for failure in row["failures"]:
             print(f"  {failure}")
-    for name in ("inputs", "failed", "cpu_s", "slowest_s", "slowest_giant_s", "grown_mb"):
+    for name in (
+        "inputs",
+        "failed",
+        "cpu_s",
+        "slowest_s",
+        "slowest_giant_s",
+        "grown_mb",
+        "grown_giant_mb",
+    ):
         print(f"{name:18s} {result[name]:.3f}" if isinstance(result[name], float) else
               f"{name:18s} {result[name]}")  # fmt: skip
     if options.json:
@@ -123,7 +131,7 @@ def measure(
     for (name, *_), (tally, _) in zip(jobs, answers, strict=True):
         tallies[name].add(tally)
     grown = max((growth for _, growth in answers), default=0.0)
-    giant = Tally()
+    giant, before = Tally(), _peak_mb()
     for k, call in enumerate(giants(giant_mb) if giant_mb else ()):
         _judge(giant, k, call, MOST_GIANT_S)
     if giant_mb:
@@ -135,6 +143,7 @@ def measure(
         "slowest_s": max(tally.slowest_s for name, tally in tallies.items() if name != "giants"),
         "slowest_giant_s": giant.slowest_s,
         "grown_mb": grown,
+        "grown_giant_mb": _peak_mb() - before,
         "doors": {
             name: {
                 "outcomes": dict(sorted(tally.outcomes.items())),

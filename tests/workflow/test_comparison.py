@@ -80,6 +80,13 @@ def test_nothing_changed(embedded):
         ({"n3_denoise": None}, ["KSampler: denoise removed (was 1.0)"]),
         ({"n3_extra": 5}, ["KSampler: extra 5 added"]),
         (
+            {"n8_vae": ["4", 1]},
+            [
+                "VAEDecode.vae now from CheckpointLoaderSimple (shapes-warm.safetensors) output 1 "
+                "(was CheckpointLoaderSimple (shapes-warm.safetensors) output 2)"
+            ],
+        ),
+        (
             {"n4_ckpt_name": "x.safetensors"},
             ["CheckpointLoaderSimple: ckpt_name shapes-warm.safetensors -> x.safetensors"],
         ),
@@ -148,10 +155,15 @@ def test_two_nodes_between():
 
 def test_a_second_pass():
     lines = told(plain(), two_pass())
-    assert [line for line in lines if line.startswith("KSampler (VAEDecode.samples) inserted")]
-    assert [line for line in lines if line.startswith("LatentUpscaleBy inserted between KSampler")]
+    first, second = "KSampler (LatentUpscaleBy.samples)", "KSampler (VAEDecode.samples)"
+    assert f"LatentUpscaleBy inserted between {first} and {second}" in lines
+    assert f"{second} inserted between LatentUpscaleBy and VAEDecode" in lines
     assert [line for line in lines if line.startswith("LoraLoader (shapes-two")]
     assert len(lines) == 3
+    # Nothing above the first sampler and nothing below it is as it was.
+    changed = told(plain(n4_ckpt_name="x.safetensors"), two_pass())
+    file = "CheckpointLoaderSimple: ckpt_name x.safetensors -> shapes-warm.safetensors"
+    assert sorted(changed) == sorted([*lines, file])
 
 
 def test_replaced_nodes():
@@ -161,6 +173,11 @@ def test_replaced_nodes():
     api = plain_api()
     api["8"]["class_type"] = "VAEDecodeTiled"
     assert told(plain(), Workflow.from_api(api)) == ["VAEDecode replaced by VAEDecodeTiled"]
+    api["9"]["inputs"]["images"] = ["8", 1]
+    assert sorted(told(plain(), Workflow.from_api(api))) == [
+        "SaveImage.images now from VAEDecodeTiled output 1 (was VAEDecode)",
+        "VAEDecode replaced by VAEDecodeTiled",
+    ]
 
 
 def test_long_texts_show_where_they_differ():

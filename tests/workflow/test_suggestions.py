@@ -12,6 +12,7 @@ import time
 import pytest
 
 from flowloom.workflow import Catalogue, Link, ModelFile, is_valid, validate
+from flowloom.workflow.suggestions import MAX_LOOKUPS
 from tests.workflow.flows import PLAIN, plain_api, split_catalogue, two_pass
 
 INT = ["INT", {"default": 512, "min": 0, "max": 16384, "step": 8}]
@@ -255,6 +256,15 @@ def test_the_nearest_legal_value(embedded, changes, fixes):
     assert problem.suggestion or problem.type == "coerced_value"
 
 
+def test_the_greatest_value_may_lie_on_no_step():
+    entry = ["INT", {"min": 0, "max": 20, "step": 8}]
+    info = {"A": {"input": {"required": {"a": entry}}, "output": [], "output_node": True}}
+    (problem,) = validate(
+        {"1": {"class_type": "A", "inputs": {"a": 25}}}, Catalogue.from_object_info(info)
+    )
+    assert problem.fixes == (16,)
+
+
 @pytest.mark.parametrize(
     ("value", "fix"),
     [("DPM++ 2M", "dpmpp_2m"), ("Res Multistep", "res_multistep"), ("8.0", 8), ("fst", "fast")],
@@ -304,6 +314,11 @@ def test_a_fix_closes_no_cycle(embedded):
     del api["3"]["inputs"]["latent_image"]
     (problem,) = (p for p in validate(api, embedded) if p.type == "required_input_missing")
     assert problem.fixes == (Link("5", 0),)
+    # Of outputs that are all in use, the one nearest to the end.
+    late = two_pass().to_api()
+    del late["12"]["inputs"]["model"]
+    (missing,) = (p for p in validate(late, embedded) if p.type == "required_input_missing")
+    assert missing.fixes == (Link("10", 0), Link("4", 0))
     del api["5"]
     (problem,) = (p for p in validate(api, embedded) if p.type == "required_input_missing")
     assert problem.fixes == ()
@@ -349,6 +364,8 @@ def test_a_graph_in_which_all_is_wrong_is_judged_in_bounded_time(embedded):
     assert time.process_time() - start < 5.0
     assert len(problems) == 10_001
     assert problems[-1].type == "resource_bound"
+    links = [p for p in problems if p.type == "bad_linked_input"]
+    assert sum(bool(p.suggestion) for p in links) <= MAX_LOOKUPS < len(links)
 
 
 def test_size_and_steps_may_come_from_a_primitive():

@@ -69,7 +69,7 @@ _INPUT_FILES = {
 }
 _MALFORMED = (TypeError, KeyError, AttributeError, IndexError, ValueError, OverflowError)
 # More inputs than a growing one has in any server.
-_MAX_GROWN = 10_000
+_MAX_GROWN = 1_000
 _UPLOADS = ("image_upload", "audio_upload", "video_upload", "file_upload")
 INPUT_FOLDER = "input"
 
