@@ -21,7 +21,9 @@ from flowloom.workflow.weighing import Weigher
 from flowloom.workflow.weights import shipped_weights, support, weights_for
 
 _FLATTEN = 0.5  # power that weights are raised to
-_RARE = 1e-3  # of the usual class's weight: below it a block is not put there
+_RARE = 1e-3  # of the usual weight: what is below it is never put anywhere
+_ODD = 0.01  # of the usual value's weight: below it a value does not go with a model
+_ODD_CLASS = 1e-3
 _MAX_ROUNDS = 8  # depth of choices within choices
 
 Literals = list[Any]
@@ -152,6 +154,43 @@ class Holes:
                     recipe, family = int(self.weigher.table.recipe_of[token]), file.family
         return Context(recipe, family)
 
+    def is_model(self, hole: Hole) -> bool:
+        """Whether the hole takes the file of a model that recipes go by."""
+        return self.weigher is not None and bool(self.weigher.model_file[hole.field])
+
+    def is_odd(self, hole: Hole, token: int, context: Context) -> bool:
+        """Whether a file, value or class hardly goes with the model files of a context."""
+        assert self.weigher is not None
+        table, family = self.weigher.table, self.vocabulary.tokens[token].family
+        if hole.how == FILE and family not in ("", context.family):
+            return True
+        recipe_row, row = table.row_of[[context.recipe, 0], hole.field]
+        if hole.how == LINK and recipe_row == row:
+            return False
+        (weight,) = table.weights_of(hole.field, [token], context.recipe)
+        odd = _ODD_CLASS if hole.how == LINK else _ODD
+        return bool(weight < odd * table.most_of(hole.field, context.recipe))
+
+    def token_of(self, hole: Hole, value: Any) -> int | None:
+        """The token of a literal that the grammar may write there."""
+        tokens = self.vocabulary.tokens
+        return next((k for k in self._candidates(hole) if tokens[k].value == value), None)
+
+    def replacement(self, hole: Hole, class_type: str, context: Context) -> str | None:
+        """A class with the same inputs and outputs that goes with a context, or None."""
+        spec = self.catalogue.nodes[class_type]
+        for name in self.class_names:
+            other = self.catalogue.nodes[name]
+            token = self.vocabulary.class_ids[name]
+            if (
+                other.outputs == spec.outputs
+                and other.by_name.keys() == spec.by_name.keys()
+                and token in self._legal_classes[hole.field]
+                and not self.is_odd(hole, token, context)
+            ):
+                return name
+        return None
+
     def others(self, hole: Hole, now: Any) -> Literals:
         """Tokens of literals, other than the present one, that the grammar may write there."""
         tokens = self.vocabulary.tokens
@@ -164,16 +203,26 @@ class Holes:
             return found
         return [k for k in found if self.vocabulary.tokens[k].value in options]
 
-    def draw(self, hole: Hole, tokens: Literals, context: Context, rng: np.random.Generator) -> Any:
-        """One of some literals, given as tokens; None where none suits."""
+    def draw(
+        self,
+        hole: Hole,
+        tokens: Literals,
+        context: Context,
+        rng: np.random.Generator,
+        flatten: float = _FLATTEN,
+    ) -> Any:
+        """One of some literals, given as tokens; None where none suits.
+
+        `flatten` is a power of the weights; what is far less likely than usual is never drawn.
+        """
         if self.weigher is None:
             chosen = pick(tokens, rng)
             return None if chosen is None else self.vocabulary.tokens[chosen].value
-        weights = self.weigher.table.weights_of(hole.field, tokens, context.recipe) ** _FLATTEN
+        weights = self._weights(hole, tokens, context)
         if hole.how == FILE and context.family:
             families = [self.vocabulary.tokens[k].family for k in tokens]
             weights = weights * [f in ("", context.family) for f in families]
-        at = _weighted(weights, rng)
+        at = _weighted(weights**flatten, rng)
         return None if at is None else self.vocabulary.tokens[tokens[at]].value
 
     def draw_block(
@@ -182,11 +231,24 @@ class Holes:
         """One of some classes to stand before a link input, by the weights."""
         assert self.weigher is not None
         tokens = [self.vocabulary.class_ids[c] for c in classes]
-        weights = self.weigher.table.weights_of(hole.field, tokens, context.recipe)
-        usual = self.weigher.table.most_of(hole.field, context.recipe)
-        weights = weights * [self.weigher.affinity_of(k, context.family) for k in tokens]
-        at = _weighted(np.where(weights < _RARE * usual, 0, weights) ** _FLATTEN, rng)
+        fits = [self.weigher.affinity_of(k, context.family) for k in tokens]
+        weights = self._weights(hole, tokens, context, fits)
+        at = _weighted(weights**_FLATTEN, rng)
         return None if at is None else classes[at]
+
+    def _weights(
+        self,
+        hole: Hole,
+        tokens: Sequence[int],
+        context: Context,
+        fits: Sequence[float] | float = 1.0,
+    ) -> np.ndarray:
+        """Weights [N], zero where rare."""
+        assert self.weigher is not None
+        table = self.weigher.table
+        weights = table.weights_of(hole.field, tokens, context.recipe) * np.asarray(fits)
+        usual = table.most_of(hole.field, context.recipe)
+        return np.where(weights < _RARE * usual, 0, weights)
 
     def complete(
         self,

@@ -15,11 +15,12 @@ from flowloom.workflow.blocks import insert_block, near_links, remove_block
 from flowloom.workflow.codec import CodecError, Encoded
 from flowloom.workflow.grammar import Grammar
 from flowloom.workflow.graph import Link, Node, Workflow
-from flowloom.workflow.holes import Holes
-from flowloom.workflow.steps import FILE, VALUE
+from flowloom.workflow.holes import Context, Holes
+from flowloom.workflow.steps import FILE, LINK, VALUE
 
 EDITS = {"value": 0.5, "file": 0.2, "insert": 0.15, "remove": 0.15}
 _TRIES = 20
+_ANY_FAMILY = 0.5  # share of model swaps that may leave the family
 
 
 def mutate(
@@ -109,6 +110,9 @@ def _swap(workflow: Workflow, holes: Holes, rng: np.random.Generator, how: int) 
     if not places:
         return None
     node_id, hole, others = places[int(rng.integers(len(places)))]
+    if holes.is_model(hole) and rng.random() < _ANY_FAMILY:
+        value = holes.draw(hole, others, Context(0, ""), rng)
+        return _adapt(workflow.replace(node_id, hole.spec.name, value), node_id, holes, rng)
     context = holes.context(workflow)
     value = holes.draw(hole, others, context, rng)
     if value is None:
@@ -123,3 +127,35 @@ def _swap(workflow: Workflow, holes: Holes, rng: np.random.Generator, how: int) 
     if filled is None or filled[1]:
         return None
     return Workflow({**workflow.nodes, node_id: Node(node.class_type, filled[0])})
+
+
+def _adapt(
+    workflow: Workflow, loader: str, holes: Holes, rng: np.random.Generator
+) -> Workflow | None:
+    """Let what does not go with a new model follow it: encoder, latent, steps, size, ...
+
+    None where that is not enough, such as for a LoRA where the new family has none.
+    """
+    context = holes.context(Workflow({loader: workflow.nodes[loader]}))
+    for node_id, node in workflow.nodes.items():
+        for hole in holes.of(node):
+            now = node.inputs.get(hole.spec.name)
+            if type(now) is Link and hole.how == LINK:
+                source = workflow.nodes[now.node]
+                token = holes.vocabulary.class_ids[source.class_type]
+                if not holes.is_odd(hole, token, context):
+                    continue
+                better = holes.replacement(hole, source.class_type, context)
+                if better is None:
+                    return None
+                renamed = Node(better, source.inputs)
+                workflow = Workflow({**workflow.nodes, now.node: renamed})
+            elif hole.how in (FILE, VALUE) and type(now) is not Link and node_id != loader:
+                token = holes.token_of(hole, now)
+                if token is None or not holes.is_odd(hole, token, context):
+                    continue
+                value = holes.draw(hole, holes.others(hole, now), context, rng, flatten=1.0)
+                if value is None or hole.spec.branches:
+                    return None
+                workflow = workflow.replace(node_id, hole.spec.name, value)
+    return workflow

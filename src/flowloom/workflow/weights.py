@@ -206,8 +206,9 @@ class Table:
         return found
 
     def most_of(self, field: int, recipe: int) -> float:
-        """The greatest weight in one field's support under a recipe."""
-        return float(self.values[self.row_of[recipe, field]][self.inside[field]].max())
+        """The greatest weight in one field's support under a recipe, references apart."""
+        new = self.inside[field] & ~self.is_ref[field]
+        return float(self.values[self.row_of[recipe, field]][new].max())
 
 
 @lru_cache(maxsize=2)
