@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,20 @@ def test_names_of_tokens_from_general_to_particular(installed):
         ("BasicScheduler", True, "beta"),
         ("BasicScheduler", False, "beta"),
     }
+
+
+def test_files_in_folders_of_ones_own_are_known(example):
+    """``sets/ae.safetensors`` is the decoder that recipes call ``ae.safetensors``."""
+    moved = replace(
+        example, files=tuple(replace(file, name=f"sets/{file.name}") for file in example.files)
+    )
+    grammar = Grammar(moved, budget=128, classes=text_to_image(moved))
+    found = Counter()
+    for code in random_workflows(grammar, 600, 0):
+        flow = decode(code.tokens, grammar)
+        if values(flow, "unet_name") & {"sets/flux1-dev.safetensors"}:
+            found.update(values(flow, "vae_name"))
+    assert found["sets/ae.safetensors"] > 0.9 * sum(found.values())
 
 
 def test_estimated_weights_draw_more_like_the_examples(drawn, installed):
