@@ -284,6 +284,8 @@ def test_installed_substitutes():
             ("one/Detail.safetensors", "one"),
             ("other.safetensors", "three"),
             ("zzz.safetensors", "one"),
+            ("style_fp16.safetensors", "three"),
+            ("style2.safetensors", "one"),
         ]
     ]
     catalogue = split_catalogue().with_files(files)
@@ -301,9 +303,15 @@ def test_installed_substitutes():
 
     assert substitutes("flux\\detail.safetensors")[0] == "one/Detail.safetensors"
     assert substitutes("detail-v3.safetensors")[0] == "detail-v2.safetensors"
-    assert substitutes("q") == (
+    # Format and precision do not make names alike; of names alike, the family in use comes first.
+    assert substitutes("style-v1_fp8_scaled.safetensors") == (
+        "style2.safetensors",
+        "style_fp16.safetensors",
+    )
+    assert substitutes("q_fp16.safetensors") == (
         "detail-v2.safetensors",
         "one/Detail.safetensors",
+        "style2.safetensors",
         "zzz.safetensors",
     )
 

@@ -19,6 +19,10 @@ from flowloom.workflow.plans import Plan
 
 MAX_LOOKUPS = 60
 _MAX_NAMES, _MAX_TEXT, _MOST = 1000, 120, 5
+# Parts of a file name that say how its numbers are stored, not what they are.
+_FORMAT = re.compile(
+    r"safetensors|sft|ckpt|gguf|pth?|bin|fp\d+|bf16|int\d|e\dm\d\w*|scaled|pruned|mixed|convrot"
+)
 
 
 class Suggestions:
@@ -104,15 +108,18 @@ class Suggestions:
         if not names:
             return f"no file is installed in {folder}", ()
         same = [name for name in names if _base(name) == _base(text)] if text else []
-        near = same + [name for name in self.spelling(text, names) if name not in same]
-        if near:
-            return f"did you mean {near[0]}?", tuple(near[:_MOST])
         family = self._family()
         files = self._catalogue.files_in(folder)
-        kin = [file.name for file in files if family and file.family == family]
-        some = tuple(kin or names)[:_MOST]
-        of = f" (of family {family})" if kin else ""
-        return f"use one of: {', '.join(map(shown, some))}{of}", some
+        kin = {file.name for file in files if family and file.family == family}
+        alike = [name for name in _nearest_files(text, names) if name not in same]
+        near = same + sorted(alike, key=lambda name: name not in kin)
+        if near:
+            return f"did you mean {shown(near[0])}?", tuple(near[:_MOST])
+        some = tuple(name for name in names if name in kin or not kin)[:_MOST]
+        listed = ", ".join(map(shown, some))
+        if kin:
+            return f"use one of: {listed} (of family {family})", some
+        return f"nothing like it is installed, but: {listed}", some
 
     def _family(self) -> str:
         """The family of most installed files that the graph names, or ""."""
@@ -178,6 +185,21 @@ def _nearest_names(value: str, names: list[str]) -> list[str]:
         plain = {_plain(name): name for name in names}
         close = [plain[name] for name in difflib.get_close_matches(_plain(value), plain, 3, 0.6)]
     return list(dict.fromkeys(alike + close))
+
+
+def _nearest_files(value: str, names: Sequence[str]) -> list[str]:
+    """Files whose names are like a name, whatever their format and precision."""
+    by_stem: dict[str, list[str]] = {}
+    for name in names[:_MAX_NAMES]:
+        by_stem.setdefault(_stem(name), []).append(name)
+    close = difflib.get_close_matches(_stem(value), by_stem, 3, 0.6) if value else []
+    return [name for stem in close for name in by_stem[stem]]
+
+
+def _stem(name: str) -> str:
+    """What a file is of, without folders, format and precision."""
+    words = re.split(r"[\W_]+", _base(name))
+    return "_".join([word for word in words if not _FORMAT.fullmatch(word)] or words)
 
 
 def _same_number(option: Any, value: Any) -> bool:
