@@ -6,46 +6,43 @@ a file of any family, <none> or <end> can fill takes that: nothing is cheaper, a
 wanted later can as well be opened later. A link takes a reference or opens a node.
 
 Slack is how many tokens are left beyond one for each open hole, so only what costs more than one
-token spends it, and a walk ends where it is spent.
+token spends it. A walk ends where less is left than the types that nothing gives yet must cost: the
+cost of a class is divided among the types it gives, and each missing type counts its least share.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from functools import reduce
+from math import ceil
+from operator import and_
 
 import numpy as np
 
 from flowloom.workflow import vocabulary as voc
 from flowloom.workflow.costs import NEVER, Costs
+from flowloom.workflow.steps import types_match
 from flowloom.workflow.tables import OUTSIDE, Tables
 
 MAX_VISITS = 2000
 """Holes that one question may look at before its answer is no."""
 _MAX_KNOWN = 200_000
 ANY = -1  # no family
+_STRANGERS = ("?", "!")  # types of nothing: what both match, everything matches
 
 
-class Frame(NamedTuple):
-    """An open node: position of its next hole, what it is, and what it shares a family with."""
-
-    at: int
-    class_index: int
-    group: int
-    """Index of its group of nodes that share a family."""
-    joins: bool
-    """Whether it is in the group of the node that holds it."""
-    bound: bool
-    """Whether something in it has a family."""
-
-
-Stack = tuple[Frame, "Stack"] | None  # the top first
+# An open node: position of its next hole, class, index of its group of nodes that share a family,
+# whether it is in the group of the node that holds it, whether something in it has a family.
+Frame = tuple[int, int, int, bool, bool]
+# Open nodes, the top first, with the types (a bit each) that their holes need and that no node
+# above them will give.
+Stack = tuple[Frame, "Stack", int] | None
 
 
 class Finished:
     """Finished nodes, as a list that shares its beginning with others."""
 
-    __slots__ = ("_next", "_options", "_tables", "before", "class_index", "family")
+    __slots__ = ("_next", "_options", "before", "class_index", "family", "gives", "tables")
 
     def __init__(
         self,
@@ -54,17 +51,19 @@ class Finished:
         class_index: int = -1,
         family: int = -1,
     ) -> None:
-        self._tables, self.before = tables, before
+        self.tables, self.before = tables, before
         self.class_index, self.family = class_index, family
+        self.gives = 0  # types that some node gives, a bit each
         self._next: dict[tuple[int, int], Finished] = {}
         self._options: dict[int, tuple[tuple[int, int], ...]] = {}
 
-    def then(self, class_index: int, family: int) -> Finished:
-        """This list and one more node."""
+    def then(self, class_index: int, family: int, gives: int) -> Finished:
+        """This list and one more node, which gives these types."""
         key = (class_index, family)
         found = self._next.get(key)
         if found is None:
-            found = self._next[key] = Finished(self._tables, self, class_index, family)
+            found = self._next[key] = Finished(self.tables, self, class_index, family)
+            found.gives = self.gives | gives
         return found
 
     def options(self, kind: int) -> tuple[tuple[int, int], ...]:
@@ -73,7 +72,7 @@ class Finished:
             return ()
         found = self._options.get(kind)
         if found is None:
-            t, c = self._tables, self.class_index
+            t, c = self.tables, self.class_index
             found = self.before.options(kind)
             if t.feeds[kind, c]:
                 slots = t.num_slots[kind, c]
@@ -85,16 +84,69 @@ class Finished:
         return found
 
 
+class Missing:
+    """A bound on what types cost that are needed and not there; sets of types are bits."""
+
+    def __init__(self, tables: Tables, costs: Costs) -> None:
+        self.gives = [0] * (tables.num_classes + 1)
+        for kind, c in zip(*np.nonzero(tables.num_slots[:-1]), strict=True):
+            self.gives[c] |= 1 << int(kind)
+        self.needs = _needs(tables, costs)
+        self._known: dict[tuple[int, int], int] = {}
+        usable = costs.open_cost.min(1) < NEVER
+        # A type that several types match is no share of anything.
+        single = [
+            k
+            for k, (kind, _) in enumerate(tables.types)
+            if "," not in kind and not any(types_match(other, kind) for other in _STRANGERS)
+        ]
+        share = np.zeros(tables.num_classes)
+        for c in range(tables.num_classes):
+            parts = sum(1 for k in single if self.gives[c] >> k & 1)
+            share[c] = costs.low_open[c] / max(parts, 1)
+        self.share, self.also = [0.0] * len(tables.types), [0] * len(tables.types)
+        for k in single:
+            legal = np.flatnonzero(costs.legal[k] & usable)
+            firsts = [c for c in legal.tolist() if not self.needs[tables.first[c]] >> k & 1]
+            if firsts:
+                self.share[k] = min(share[c] for c in firsts)
+                self.also[k] = reduce(and_, (self.needs[tables.first[c]] for c in firsts))
+
+    def least(self, needed: int, there: int) -> int:
+        """Least tokens beyond one for each link that needed types cost which are not there."""
+        found = self._known.get((needed, there))
+        if found is None:
+            total, seen, todo = 0.0, 0, needed & ~there
+            while todo:
+                kind = (todo & -todo).bit_length() - 1
+                seen |= 1 << kind
+                total += self.share[kind]
+                todo = (todo | self.also[kind]) & ~(seen | there)
+            found = self._known[needed, there] = ceil(total - 1e-6)
+        return found
+
+
 class Completions:
     """Answers for one grammar; what was found is kept."""
 
     def __init__(self, tables: Tables, costs: Costs) -> None:
         self.tables, self.costs = tables, costs
+        self.missing = Missing(tables, costs)
         self.nothing = Finished(tables)
-        self._steps: dict[int, int] = {}
-        self._sources: dict[int, list[tuple[int, int]]] = {}
+        self._after = tables.after.tolist()
+        self._type = tables.type.tolist()
+        self._choice = tables.choice.tolist()
+        self._holes: dict[int, int] = {}
+        self._sources: dict[int, list[tuple[int, int, bool]]] = {}
         self._known: dict[tuple, tuple[int, int]] = {}
         self._visits = 0
+
+    def push(self, frame: Frame, below: Stack) -> Stack:
+        """Open nodes with one more on top."""
+        needed = self.missing.needs[frame[0]]
+        if below is not None:
+            needed |= below[2] & ~self.missing.gives[frame[1]]
+        return frame, below, needed
 
     def fits(
         self,
@@ -123,38 +175,30 @@ class Completions:
         self, stack: Stack, families: tuple[int, ...], finished: Finished, slack: int
     ) -> bool:
         while stack is not None:
-            if slack < 0:
+            (at, c, group, joins, bound), rest, needed = stack
+            if slack < self.missing.least(needed, finished.gives):
                 return False
-            frame, rest = stack
-            at = self._next_hole(frame.at)
-            if at != OUTSIDE:
-                return self._fill((frame._replace(at=at), rest), families, finished, slack)
-            family = families[frame.group] if frame.bound else ANY
-            finished = finished.then(frame.class_index, family)
-            if rest is not None and frame.bound and frame.joins:
-                rest = (rest[0]._replace(bound=True), rest[1])
+            hole = self._next_hole(at)
+            if hole != OUTSIDE:
+                stack = ((hole, c, group, joins, bound), rest, needed)
+                return self._fill(stack, families, finished, slack)
+            family = families[group] if bound else ANY
+            finished = finished.then(c, family, self.missing.gives[c])
+            if rest is not None and bound and joins and not rest[0][4]:
+                rest = ((*rest[0][:4], True), rest[1], rest[2])
             stack = rest
         return slack >= 0
 
     def _next_hole(self, at: int) -> int:
         """The first position from `at` on whose filling needs a thought."""
-        found = self._steps.get(at)
+        found = self._holes.get(at)
         if found is None:
-            t, found = self.tables, at
-            while found != OUTSIDE:
-                row = t.row[found]
-                if t.allowed[row, voc.END]:
-                    found = int(t.stop[found])
-                elif t.allowed[row, voc.NONE_ID] or (t.choice[found] < 0 and self.costs.plain[row]):
-                    found = int(t.after[found])
-                else:
-                    break
-            self._steps[at] = found
+            found = self._holes[at] = next_hole(self.tables, self.costs, at)
         return found
 
     def _fill(
         self,
-        stack: tuple[Frame, Stack],
+        stack: tuple[Frame, Stack, int],
         families: tuple[int, ...],
         finished: Finished,
         slack: int,
@@ -177,31 +221,30 @@ class Completions:
 
     def _ways(
         self,
-        stack: tuple[Frame, Stack],
+        stack: tuple[Frame, Stack, int],
         families: tuple[int, ...],
         finished: Finished,
         slack: int,
     ) -> Iterator[bool]:
         """Try to fill the next hole in one way after another."""
         t, costs = self.tables, self.costs
-        frame, rest = stack
-        at = frame.at
-        row = t.row[at]
-        if t.choice[at] >= 0:
+        frame, rest, _ = stack
+        at, group = frame[0], frame[2]
+        if self._choice[at] >= 0:
             for token in t.schema.program[at].branches:
-                if t.allowed[row, token]:
+                if t.allowed[t.row[at], token]:
                     to = int(t.branch[t.choice[at], token])
                     extra = int(1 + costs.low[to] - costs.low[at])
                     if extra <= slack:
-                        moved = (frame._replace(at=to), rest)
+                        moved = self.push((to, *frame[1:]), rest)
                         yield self._fits(moved, families, finished, slack - extra)
             return
-        after = frame._replace(at=int(t.after[at]))
-        family = families[frame.group]
-        for other in self._file_families(row, family, families, finished):
-            bound = _bind(families, frame.group, other)
-            yield self._fits((after._replace(bound=True), rest), bound, finished, slack)
-        if t.type[at] < len(t.types):
+        after = (self._after[at], *frame[1:])
+        if t.has_files[t.row[at]]:
+            stack = self.push((*after[:4], True), rest)
+            for other in self._file_families(int(t.row[at]), families[group], families, finished):
+                yield self._fits(stack, _bind(families, group, other), finished, slack)
+        if self._type[at] < len(t.types):
             yield from self._links(frame, after, rest, families, finished, slack)
 
     def _file_families(
@@ -236,53 +279,75 @@ class Completions:
         slack: int,
     ) -> Iterator[bool]:
         """References first, then new nodes, cheapest first."""
-        t, costs = self.tables, self.costs
-        kind, family = int(t.type[frame.at]), families[frame.group]
-        options = dict.fromkeys(finished.options(kind))
-        for extra, bearer in sorted(options):
+        at, _, group, _, is_bound = frame
+        kind, family = self._type[at], families[group]
+        options = finished.options(kind)
+        filled = self.push(after, rest)
+        for extra, bearer in sorted(set(options)):
             if extra > slack or (bearer >= 0 and family >= 0 and bearer != family):
                 continue
-            bound = after._replace(bound=frame.bound or bearer >= 0)
-            yield self._fits(
-                (bound, rest), _bind(families, frame.group, bearer), finished, slack - extra
-            )
-            if extra == 0 and (bearer < 0 or frame.bound):
+            stack = filled if bearer < 0 or is_bound else self.push((*after[:4], True), rest)
+            yield self._fits(stack, _bind(families, group, bearer), finished, slack - extra)
+            if extra == 0 and (bearer < 0 or is_bound):
                 return  # no way is better
-        for extra, c in self._sources_of(kind):
+        costs, first, needs = self.costs, self.tables.first, self.missing.needs
+        for extra, c, joins in self._sources_of(kind):
             if extra > slack:
                 break
             # Without a reference to what it gives, a node that needs the same comes too late.
-            if not options and kind in self._needs(c):
+            if not options and needs[first[c]] >> kind & 1:
                 continue
-            joins = bool(t.bears[kind, c])
             if joins and family >= 0 and costs.open_cost[c, costs.profile[family]] >= NEVER:
                 continue
-            group, groups = (frame.group, families) if joins else (len(families), (*families, ANY))
-            opened = Frame(int(t.first[c]), c, group, joins, False)
-            yield self._fits((opened, (after, rest)), groups, finished, slack - extra)
+            own, groups = (group, families) if joins else (len(families), (*families, ANY))
+            opened = self.push((int(first[c]), c, own, joins, False), filled)
+            yield self._fits(opened, groups, finished, slack - extra)
 
-    def _sources_of(self, kind: int) -> list[tuple[int, int]]:
-        """Classes for links of a type: tokens beyond the class's own one, class."""
+    def _sources_of(self, kind: int) -> list[tuple[int, int, bool]]:
+        """Classes for links of a type: tokens beyond the class's own, class, whether it joins."""
         found = self._sources.get(kind)
         if found is None:
             t, costs = self.tables, self.costs
             legal = costs.legal[kind] & (costs.open_cost.min(1) < NEVER)
             legal &= costs.most_gain[t.first[:-1]] <= 1
+            slot, joins = t.num_slots[kind] > 1, t.bears[kind]
             found = self._sources[kind] = sorted(
-                (int(costs.low[t.first[c]] + (t.num_slots[kind, c] > 1)), c)
+                (int(costs.low_open[c] + slot[c]), c, bool(joins[c]))
                 for c in np.flatnonzero(legal).tolist()
             )
         return found
 
-    def _needs(self, c: int) -> set[int]:
-        """Types of links that a class needs before its first choice."""
-        t, found = self.tables, set()
-        at = self._next_hole(int(t.first[c]))
-        while at != OUTSIDE and t.choice[at] < 0:
-            if not t.has_files[t.row[at]]:
-                found.add(int(t.type[at]))
-            at = self._next_hole(int(t.after[at]))
-        return found
+
+def next_hole(tables: Tables, costs: Costs, at: int) -> int:
+    """The first position from `at` on that no value, file of any family or <none> can fill."""
+    while at != OUTSIDE:
+        row = tables.row[at]
+        if tables.allowed[row, voc.END]:
+            at = int(tables.stop[at])
+        elif tables.allowed[row, voc.NONE_ID] or (tables.choice[at] < 0 and costs.plain[row]):
+            at = int(tables.after[at])
+        else:
+            break
+    return at
+
+
+def _needs(tables: Tables, costs: Costs) -> list[int]:
+    """Types that links need from each position on, whatever the options; a bit each."""
+    found = [0] * len(tables.after)
+    for at in sorted(tables.positions):
+        hole = next_hole(tables, costs, at)
+        if hole != at or hole == OUTSIDE:
+            found[at] = found[hole]
+        elif tables.choice[at] >= 0:
+            row, branch = tables.row[at], tables.branch[tables.choice[at]]
+            tokens = tables.schema.program[at].branches
+            options = [found[branch[token]] for token in tokens if tables.allowed[row, token]]
+            found[at] = reduce(and_, options) if options else 0
+        else:
+            found[at] = found[tables.after[at]]
+            if not tables.has_files[tables.row[at]]:
+                found[at] |= 1 << int(tables.type[at])
+    return found
 
 
 def _bind(families: tuple[int, ...], group: int, family: int) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ import numpy as np
 from flowloom.workflow import vocabulary as voc
 from flowloom.workflow.catalogue import Catalogue
 from flowloom.workflow.codec import Codec
-from flowloom.workflow.completion import Completions, Frame
+from flowloom.workflow.completion import Completions
 from flowloom.workflow.costs import NEVER, Costs
 from flowloom.workflow.pushdown import State
 from flowloom.workflow.steps import SEED
@@ -184,9 +184,9 @@ class Grammar:
         search = self.completions
         for budget in range(2, canonical):
             for c in roots.tolist():
-                frame = Frame(int(self.tables.first[c]), c, 0, joins=False, bound=False)
+                root = search.push((int(self.tables.first[c]), c, 0, False, False), None)
                 slack = budget - 2 - int(self.costs.low_open[c])
-                if slack >= 0 and search.fits((frame, None), (-1,), search.nothing, slack):
+                if slack >= 0 and search.fits(root, (-1,), search.nothing, slack):
                     return budget
         return canonical
 

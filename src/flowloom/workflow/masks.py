@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flowloom.workflow import vocabulary as voc
-from flowloom.workflow.completion import MAX_VISITS, Frame, Stack
+from flowloom.workflow.completion import MAX_VISITS, Stack
 from flowloom.workflow.costs import NEVER
 from flowloom.workflow.tables import OUTSIDE, SIDE
 
@@ -275,7 +275,7 @@ class _Question:
             state.done_family[row, : state.num_finished[row]].tolist(),
             strict=True,
         ):
-            self.finished = self.finished.then(c, family)
+            self.finished = self.finished.then(c, family, self.search.missing.gives[c])
             self.nodes.append((c, family))
         groups: dict[int, int] = {}
         families: list[int] = []
@@ -285,7 +285,7 @@ class _Question:
             if name not in groups:
                 groups[name] = len(families)
                 families.append(int(state.group_family[row, name]))
-            frame = Frame(
+            self.top = (
                 int(t.after[state.open_at[row, d]]),
                 int(state.open_class[row, d]),
                 groups[name],
@@ -293,10 +293,9 @@ class _Question:
                 bool(state.open_bound[row, d]),
             )
             if d < self.depth - 1:
-                self.below = (frame, self.below)
-            else:
-                self.top = frame
+                self.below = self.search.push(self.top, self.below)
         self.families = tuple(families)
+        self.holder = self.search.push(self.top, self.below) if self.depth else None
         self.worst = self._worst_area()
 
     def _worst_area(self) -> float:
@@ -320,27 +319,27 @@ class _Question:
         """Whether everything can be completed after `token`, which leaves this slack."""
         if self.worst == np.inf:
             return False
-        t, families, at = self.mask.t, self.families, self.at
+        t, families, search = self.mask.t, self.families, self.search
         c, ref = int(t.token_class[token]), token - voc.REF0
         if c >= 0:
-            if self.mask.costs.most_gain[t.first[c]] > 1:
+            first = int(t.first[c])
+            if self.mask.costs.most_gain[first] > 1:
                 return False
             if not self.depth:
-                stack = (Frame(int(t.first[c]), c, 0, False, False), None)
-                return self.search.fits(stack, (-1,), self.finished, slack, max_visits)
-            joins = bool(t.bears[t.type[at], c])
-            group = self.top.group if joins else len(families)
+                stack = search.push((first, c, 0, False, False), None)
+                return search.fits(stack, (-1,), self.finished, slack, max_visits)
+            joins = bool(t.bears[t.type[self.at], c])
+            group = self.top[2] if joins else len(families)
             families = families if joins else (*families, -1)
-            opened = Frame(int(t.first[c]), c, group, joins, False)
-            stack = (opened, (self.top, self.below))
-            return self.search.fits(stack, families, self.finished, slack, max_visits)
-        top, bearer = self.top, int(t.token_family[token])
+            stack = search.push((first, c, group, joins, False), self.holder)
+            return search.fits(stack, families, self.finished, slack, max_visits)
+        (at, holder, group, joins, bound), bearer = self.top, int(t.token_family[token])
         if 0 <= ref < voc.NUM_REFS:
             source, family = self.nodes[int(self.mask.state.reference_nodes()[self.row, ref])]
-            bearer = family if t.bears[t.type[at], source] else -1
-        elif t.choice[at] >= 0:
-            top = top._replace(at=int(t.branch[t.choice[at], token]))
+            bearer = family if t.bears[t.type[self.at], source] else -1
+        elif t.choice[self.at] >= 0:
+            at = int(t.branch[t.choice[self.at], token])
         if bearer >= 0:
-            top = top._replace(bound=True)
-            families = (*families[: top.group], bearer, *families[top.group + 1 :])
-        return self.search.fits((top, self.below), families, self.finished, slack, max_visits)
+            families = (*families[:group], bearer, *families[group + 1 :])
+        stack = search.push((at, holder, group, joins, bound or bearer >= 0), self.below)
+        return search.fits(stack, families, self.finished, slack, max_visits)
