@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from flowloom.workflow import Catalogue, Grammar, WorkflowError, decode, random_workflows, validate
+from flowloom.workflow import vocabulary as voc
 from flowloom.workflow.estimation import estimate_weights
 from flowloom.workflow.graph import Link
 from flowloom.workflow.mutation import mutate_all
 from flowloom.workflow.profile import TEXT_TO_IMAGE, text_to_image
-from flowloom.workflow.weights import t2i_weights, weights_for
+from flowloom.workflow.weights import Table, t2i_weights, weights_for
 from tests.workflow.flows import two_pass
 
 EXAMPLE = Path(__file__).parents[2] / "data" / "catalogues" / "example.json.gz"
@@ -123,6 +124,68 @@ def test_prompts_stand_where_they_belong(drawn):
         texts = values(flow, "text") | values(flow, "clip_l") | values(flow, "text_g")
         wrong += "{prompt}" not in texts
     assert wrong < 0.02 * NUM
+
+
+def test_classes_suit_the_family_that_comes_after_them(drawn, example):
+    """A patch of the model is written before the model's file."""
+    for name, entry in t2i_weights()["affinity"].items():
+        found = [families(flow, example) for flow in drawn if name in classes(flow)]
+        fitting = [bool(of_flow & set(entry["families"])) for of_flow in found]
+        assert len(found) < 20 or np.mean(fitting) > 0.9
+
+
+def test_first_passes_start_from_pure_noise(drawn):
+    """Also where the denoising is said by a scheduler that does not see the latent."""
+    first = [
+        node.inputs["denoise"]
+        for flow in drawn
+        for node in flow.nodes.values()
+        if node.class_type == "BasicScheduler"
+        or (
+            node.class_type == "KSampler"
+            and flow.nodes[node.inputs["latent_image"].node].class_type.startswith("Empty")
+        )
+    ]
+    assert len(first) > 0.8 * NUM
+    assert np.mean(np.array(first) == 1.0) > 0.95
+    schedulers = [n for f in drawn for n in f.nodes.values() if n.class_type == "BasicScheduler"]
+    assert np.mean([node.inputs["denoise"] == 1.0 for node in schedulers]) > 0.8
+
+
+def test_heights_go_with_widths(drawn):
+    sizes = Counter(
+        (node.inputs["width"], node.inputs["height"])
+        for flow in drawn
+        for node in flow.nodes.values()
+        if node.class_type == "EmptySD3LatentImage"
+    )
+    for width, height in ((896, 1152), (1024, 1024), (1328, 1328)):
+        of_width = sum(count for size, count in sizes.items() if size[0] == width)
+        assert sizes[width, height] > 0.5 * of_width > 0
+
+
+def test_weights_that_nobody_wrote(example):
+    """Ending and going on are equal, absence weighs twice the rest, links of literals little."""
+    names = ["SaveImage", "BatchImagesNode", "EmptyImage", "PrimitiveInt", "ImageScale"]
+    grammar = Grammar(example, classes=[*names, "ImageCompositeMasked", "SolidMask"])
+    weights = {**t2i_weights(), "fields": {}, "recipes": []}
+    table, ids = Table(grammar, weights), grammar.vocabulary.class_ids
+    index = grammar.vocabulary.field_index
+
+    def shares(*field):
+        return table.shares(index[field], 0)
+
+    more = shares("BatchImagesNode", "images.*")
+    assert more["<end>"] == pytest.approx(sum(v for k, v in more.items() if k != "<end>"))
+    # One link that must be there makes a class four times rarer; each image node here has some.
+    assert (more["EmptyImage"], more["ImageScale"]) == (1.0, 0.25)
+    mask = shares("ImageCompositeMasked", "mask")
+    assert mask["<none>"] == pytest.approx(2 * sum(v for k, v in mask.items() if k != "<none>"))
+    color = shares("EmptyImage", "color")
+    field = index["EmptyImage", "color"]
+    links = [ids["PrimitiveInt"], *range(voc.REF0, voc.REF0 + voc.NUM_REFS)]
+    assert color["PrimitiveInt"] * len(links) == pytest.approx(0.005)
+    assert table.for_literal[field].sum() == len(links)
 
 
 def test_names_of_tokens_from_general_to_particular(installed):

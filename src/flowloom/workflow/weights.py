@@ -137,10 +137,12 @@ class Table:
         share = np.float32(defaults.get("linked_literal", 1.0))
         num_links = np.maximum(self.for_literal.sum(1, keepdims=True), 1)
         base = np.where(self.for_literal, share / num_links, base).astype(np.float32)
+        # Of references the latest alone: how many there will be is not known.
+        counted = self.inside & ~np.isin(columns, [*SLOTS, *REFS[1:]])
         for token, factor in ((voc.END, 1.0), (voc.NONE_ID, defaults.get("absent"))):
             here = (columns == token) & self.inside
             if factor is not None:
-                others = (base * (self.inside & ~here)).sum(1)
+                others = (base * (counted & ~here)).sum(1)
                 base[here] = factor * others[here.any(1)]
         return base
 
