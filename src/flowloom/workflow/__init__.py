@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     )
     from flowloom.workflow.codec import Codec, CodecError, Encoded, decode, encode
     from flowloom.workflow.comparison import differences
+    from flowloom.workflow.estimation import estimate_weights
     from flowloom.workflow.grammar import Grammar, GrammarError
     from flowloom.workflow.graph import Link, Node, Workflow, WorkflowError
     from flowloom.workflow.mutation import mutate, mutate_all
     from flowloom.workflow.png import PngError, read_chunks, write_chunks
+    from flowloom.workflow.profile import text_to_image
     from flowloom.workflow.sampling import random_workflows
     from flowloom.workflow.validation import Problem, is_valid, validate
     from flowloom.workflow.vocabulary import Vocabulary, VocabularyError
@@ -53,6 +55,7 @@ __all__ = [
     "decode",
     "differences",
     "encode",
+    "estimate_weights",
     "from_ui",
     "is_ui",
     "is_valid",
@@ -60,6 +63,7 @@ __all__ = [
     "mutate_all",
     "random_workflows",
     "read_chunks",
+    "text_to_image",
     "to_ui",
     "validate",
     "write_chunks",
@@ -71,9 +75,11 @@ _MODULES = {
     "catalogue": ("Catalogue", "CatalogueError", "InputSpec", "Limits", "ModelFile", "NodeSpec"),
     "codec": ("Codec", "CodecError", "Encoded", "decode", "encode"),
     "comparison": ("differences",),
+    "estimation": ("estimate_weights",),
     "grammar": ("Grammar", "GrammarError"),
     "mutation": ("mutate", "mutate_all"),
     "png": ("PngError", "read_chunks", "write_chunks"),
+    "profile": ("text_to_image",),
     "sampling": ("random_workflows",),
     "validation": ("Problem", "is_valid", "validate"),
     "vocabulary": ("Vocabulary", "VocabularyError"),
