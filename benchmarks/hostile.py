@@ -22,7 +22,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.garbage.doors import DOORS, Call, giants
+from benchmarks.garbage.doors import DOORS, Call
+from benchmarks.garbage.giants import giants
 
 NUM, NUM_QUICK = 1_000_000, 40_000
 MOST_S, MOST_GIANT_S = 2.0, 30.0

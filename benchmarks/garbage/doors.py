@@ -6,7 +6,7 @@ import gzip
 import json
 import random
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,6 @@ from benchmarks.garbage.mutators import (
     broken_tokens,
     damaged,
     junk,
-    nested,
     picture,
     relinked,
 )
@@ -216,7 +215,8 @@ def _calls(
     return make
 
 
-def _validate(case: tuple[Any, Catalogue]) -> str:
+def run_validate(case: tuple[Any, Catalogue]) -> str:
+    """Judge a flow; what is said must be short and printable."""
     problems = validate(*case)
     for problem in problems:
         assert len(problem.message) < 500, "a message that long is no message"
@@ -233,7 +233,8 @@ def _from_api(flow: Any) -> str:
     return "read"
 
 
-def _encode(case: tuple[Any, Codec]) -> str:
+def run_encode(case: tuple[Any, Codec]) -> str:
+    """Write a flow as tokens and read it back as the same."""
     flow, codec = case
     workflow = Workflow.from_api(flow)
     encoded = codec.encode(workflow)
@@ -243,14 +244,16 @@ def _encode(case: tuple[Any, Codec]) -> str:
     return "written"
 
 
-def _decode(case: tuple[list[int], Codec, Any]) -> str:
+def run_decode(case: tuple[list[int], Codec, Any]) -> str:
+    """Read tokens and judge what they say."""
     tokens, codec, texts = case
     workflow = codec.decode(tokens, texts)
     validate(workflow, codec.catalogue)
     return "read"
 
 
-def _differences(case: tuple[Any, Any]) -> str:
+def run_differences(case: tuple[Any, Any]) -> str:
+    """Compare two flows; no line if and only if the fingerprints are equal."""
     old, new = map(Workflow.from_api, case)
     lines = differences(old, new)
     assert (lines == []) == (old.fingerprint() == new.fingerprint()), "differences hide one"
@@ -263,7 +266,8 @@ def _from_ui(case: tuple[Any, Catalogue]) -> str:
     return "converted"
 
 
-def _to_ui(case: tuple[Any, Catalogue]) -> str:
+def run_to_ui(case: tuple[Any, Catalogue]) -> str:
+    """Draw a flow for the editor."""
     flow, catalogue = case
     json.dumps(to_ui(Workflow.from_api(flow), catalogue))
     return "drawn"
@@ -282,11 +286,13 @@ def _catalogue(read: Callable[[Any], Catalogue], data: Any) -> str:
     return "read"
 
 
-def _chunks(data: bytes) -> str:
+def run_chunks(data: bytes) -> str:
+    """Read the texts of a picture."""
     return f"{min(len(read_chunks(data)), 3)} texts"
 
 
-def _source(case: tuple[str, bytes]) -> str:
+def run_source(case: tuple[str, bytes]) -> str:
+    """Read a file as the command line does."""
     suffix, data = case
     outcome = "empty"
     with tempfile.NamedTemporaryFile(suffix=suffix) as file:
@@ -340,20 +346,20 @@ _EMBEDDED = json.loads((DATA / "embedded.json").read_text())
 _BAD_CATALOGUE, _BAD_FLOW = (CatalogueError,), (WorkflowError,)
 
 DOORS: dict[str, Door] = {
-    "validate": Door(30, _calls("validate", (), lambda r: _case(r, "catalogues"), _validate)),
+    "validate": Door(30, _calls("validate", (), lambda r: _case(r, "catalogues"), run_validate)),
     "from_api": Door(20, _calls("from_api", _BAD_FLOW, _broken_flow, _from_api)),
     "encode": Door(
         13,
-        _calls("encode", (WorkflowError, CodecError), lambda r: _case(r, "codecs"), _encode),
+        _calls("encode", (WorkflowError, CodecError), lambda r: _case(r, "codecs"), run_encode),
     ),
-    "decode": Door(13, _calls("decode", (CodecError,), _draw_tokens, _decode)),
+    "decode": Door(13, _calls("decode", (CodecError,), _draw_tokens, run_decode)),
     "differences": Door(
         5,
         _calls(
             "differences",
             _BAD_FLOW,
             lambda r: (_pick(world().flows, r), _broken_flow(r)),
-            _differences,
+            run_differences,
         ),
     ),
     "from_ui": Door(
@@ -369,10 +375,11 @@ DOORS: dict[str, Door] = {
         ),
     ),
     "to_ui": Door(
-        3, _calls("to_ui", (WorkflowError, CanvasError), lambda r: _case(r, "catalogues"), _to_ui)
+        3,
+        _calls("to_ui", (WorkflowError, CanvasError), lambda r: _case(r, "catalogues"), run_to_ui),
     ),
-    "png": Door(6, _calls("png", (PngError,), _draw_picture, _chunks)),
-    "sources": Door(1.5, _calls("sources", (ValueError,), _draw_source, _source)),
+    "png": Door(6, _calls("png", (PngError,), _draw_picture, run_chunks)),
+    "sources": Door(1.5, _calls("sources", (ValueError,), _draw_source, run_source)),
     "vocabulary": Door(
         1,
         _calls(
@@ -401,79 +408,3 @@ DOORS: dict[str, Door] = {
         ),
     ),
 }
-
-
-def giants(megabytes: int) -> Iterator[Call]:
-    """A few inputs that are large rather than broken; each is made when its turn comes."""
-    flow_errors = (WorkflowError, CodecError)
-    for make in (_long_text, _long_names, _many_inputs, _many_outputs, _long_chain, _deep_value):
-        flow = make(megabytes)
-        for k, catalogue in enumerate(world().catalogues):
-            yield Call(f"validate {make.__name__}", partial(_validate, (flow, catalogue)), ())
-            codec = world().codecs[k]
-            yield Call(f"encode {make.__name__}", partial(_encode, (flow, codec)), flow_errors)
-        case = (world().flows[0], flow)
-        yield Call(f"differ {make.__name__}", partial(_differences, case), flow_errors)
-        canvas = (flow, world().catalogues[0])
-        yield Call(f"draw {make.__name__}", partial(_to_ui, canvas), (WorkflowError, CanvasError))
-    text = json.dumps(_long_text(megabytes)).encode()
-    yield Call("read long text", partial(_source, (".json", text)), (ValueError,))
-    yield Call("read half of it", partial(_source, (".json", text[: len(text) // 2])), ())
-    del text
-    bomb = gzip.compress(b" " * (megabytes << 20))
-    yield Call("read spaces, compressed", partial(_source, (".json.gz", bomb)), ())
-    rng = random.Random(3)
-    data = picture({"prompt": b"x" * (megabytes << 20)}, rng)
-    yield Call("read large picture", partial(_chunks, data), (PngError,))
-    tokens = [int(rng.random() * 120) for _ in range(megabytes * 10_000)]
-    yield Call("decode many", partial(_decode, (tokens, world().codecs[0], None)), (CodecError,))
-
-
-def _first(name: str) -> tuple[dict[str, Any], str]:
-    """A good flow, and the id of its first node of a class."""
-    flow = json.loads(json.dumps(world().flows[0]))
-    return flow, next(i for i, node in flow.items() if node["class_type"] == name)
-
-
-def _long_text(megabytes: int) -> dict[str, Any]:
-    flow, node_id = _first("CLIPTextEncode")
-    flow[node_id]["inputs"]["text"] = "a cat, " * (megabytes * 150_000)
-    return flow
-
-
-def _long_names(megabytes: int) -> dict[str, Any]:
-    flow, node_id = _first("KSampler")
-    long = "9" * (megabytes << 20)
-    flow[node_id]["inputs"] |= {long: 1, "sampler_name": long, "steps": long, "model": [long, 0]}
-    flow[long] = {"class_type": long, "inputs": {}}
-    return flow
-
-
-def _many_inputs(megabytes: int) -> dict[str, Any]:
-    flow, node_id = _first("KSampler")
-    flow[node_id]["inputs"] |= {f"steps{k}": k for k in range(megabytes * 3000)}
-    return flow
-
-
-def _many_outputs(megabytes: int) -> dict[str, Any]:
-    flow, node_id = _first("SaveImage")
-    return flow | {f"s{k}": flow[node_id] for k in range(megabytes * 20)}
-
-
-def _long_chain(megabytes: int) -> dict[str, Any]:
-    flow, node_id = _first("SaveImage")
-    link = flow[node_id]["inputs"]["images"]
-    for k in range(megabytes * 90):
-        flow[f"b{k}"] = {
-            "class_type": "ImageBlur",
-            "inputs": {"image": link, "blur_radius": 1, "sigma": 1.0},
-        }
-        link = [f"b{k}", 0]
-    flow[node_id]["inputs"]["images"] = link
-    return flow
-
-
-def _deep_value(megabytes: int) -> dict[str, Any]:
-    flow, node_id = _first("KSampler")
-    flow[node_id]["inputs"]["steps"] = nested(megabytes * 5000)
-    return flow

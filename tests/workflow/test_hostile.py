@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.garbage.doors import DOORS, giants, world
+from benchmarks.garbage.doors import DOORS, world
+from benchmarks.garbage.giants import giants
 from benchmarks.garbage.mutators import JUNK, damaged, nested, relinked
 from benchmarks.hostile import measure
 from flowloom.workflow import (
