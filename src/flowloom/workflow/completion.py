@@ -34,15 +34,18 @@ _STRANGERS = ("?", "!")  # types of nothing: what both match, everything matches
 # An open node: position of its next hole, class, index of its group of nodes that share a family,
 # whether it is in the group of the node that holds it, whether something in it has a family.
 Frame = tuple[int, int, int, bool, bool]
-# Open nodes, the top first, with the types (a bit each) that their holes need and that no node
-# above them will give.
-Stack = tuple[Frame, "Stack", int] | None
+# Open nodes, the top first. With them, as bits: types that their holes need and no node above them
+# will give; such types on the shortest way; families with all files for that. And how many links on
+# the shortest way may need a slot.
+Stack = tuple[Frame, "Stack", int, int, int, int] | None
 
 
 class Finished:
     """Finished nodes, as a list that shares its beginning with others."""
 
-    __slots__ = ("_next", "_options", "before", "class_index", "family", "gives", "tables")
+    __slots__ = (
+        "_next", "_options", "before", "class_index", "families", "family", "gives", "tables",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -53,7 +56,8 @@ class Finished:
     ) -> None:
         self.tables, self.before = tables, before
         self.class_index, self.family = class_index, family
-        self.gives = 0  # types that some node gives, a bit each
+        # As bits: types that some node gives, families that some node has.
+        self.gives = self.families = 0
         self._next: dict[tuple[int, int], Finished] = {}
         self._options: dict[int, tuple[tuple[int, int], ...]] = {}
 
@@ -64,6 +68,7 @@ class Finished:
         if found is None:
             found = self._next[key] = Finished(self.tables, self, class_index, family)
             found.gives = self.gives | gives
+            found.families = self.families | (1 << family if family >= 0 else 0)
         return found
 
     def options(self, kind: int) -> tuple[tuple[int, int], ...]:
@@ -126,12 +131,83 @@ class Missing:
         return found
 
 
+class Shortest:
+    """A quick yes, where all nodes are of one family.
+
+    Every choice takes its shortest option. A type that some node gives is referred to, with a slot
+    if some class has one for it; any other type is made once, without references. Sets of types and
+    families are bits.
+    """
+
+    def __init__(self, tables: Tables, costs: Costs) -> None:
+        t, self.extra = tables, costs.extra.T.tolist()
+        num = t.num_slots[:-1]
+        # Types of which the latest node that gives them can always be named.
+        named = num.any(1) & ~((num == 0) & t.feeds[:-1]).any(1)
+        self.named, slotted = _bits(named), (num > 1).any(1)
+        self.gives = [_bits(num[:, c] > 0) for c in range(t.num_classes + 1)]
+        self.slots = [0] * len(t.after)
+        every = (1 << len(t.families)) - 1
+        self.wants, self.families = [0] * len(t.after), [every] * len(t.after)
+        # Of families that cost the same, the first.
+        self.kinds = _bits(np.isin(np.arange(len(costs.profile)), _firsts(costs.profile)))
+        for at in sorted(t.positions):
+            hole = next_hole(t, costs, at)
+            if hole == OUTSIDE:
+                continue
+            if hole != at:
+                to, row = hole, None
+            elif t.choice[at] >= 0:
+                branch = t.branch[t.choice[at]]
+                tokens = [k for k in t.schema.program[at].branches if t.allowed[t.row[at], k]]
+                ways = [int(branch[k]) for k in tokens]
+                if not ways:
+                    self.families[at] = 0
+                    continue
+                to = min(ways, key=lambda to: (costs.low[to], self.wants[to].bit_count()))
+                row = None
+            else:
+                to, row = int(t.after[at]), t.row[at]
+            self.wants[at], self.families[at] = self.wants[to], self.families[to]
+            self.slots[at] = self.slots[to]
+            if row is not None and t.has_files[row]:
+                self.families[at] &= _bits(costs.literal[row] < NEVER)
+            elif row is not None:
+                self.wants[at] |= 1 << int(t.type[at])
+                self.slots[at] += int(t.type[at] < len(t.types) and slotted[t.type[at]])
+
+    def fits(
+        self, wanted: int, able: int, families: tuple[int, ...], finished: Finished, slack: int
+    ) -> bool:
+        """Whether what is open surely fits; False says nothing."""
+        used = finished.families
+        for family in families:
+            if family >= 0:
+                used |= 1 << family
+        if used & (used - 1) or not able:
+            return False
+        able &= used or self.kinds
+        if wanted & ~self.named:
+            return False
+        missing, kinds = wanted & ~finished.gives, []
+        while missing:
+            kinds.append((missing & -missing).bit_length() - 1)
+            missing &= missing - 1
+        while able:
+            extra = self.extra[(able & -able).bit_length() - 1]
+            able &= able - 1
+            if sum(extra[kind] for kind in kinds) <= slack:
+                return True
+        return False
+
+
 class Completions:
     """Answers for one grammar; what was found is kept."""
 
     def __init__(self, tables: Tables, costs: Costs) -> None:
         self.tables, self.costs = tables, costs
         self.missing = Missing(tables, costs)
+        self.shortest = Shortest(tables, costs)
         self.nothing = Finished(tables)
         self._after = tables.after.tolist()
         self._type = tables.type.tolist()
@@ -143,10 +219,15 @@ class Completions:
 
     def push(self, frame: Frame, below: Stack) -> Stack:
         """Open nodes with one more on top."""
-        needed = self.missing.needs[frame[0]]
+        at, c = frame[:2]
+        needed, wanted = self.missing.needs[at], self.shortest.wants[at]
+        families, slots = self.shortest.families[at], self.shortest.slots[at]
         if below is not None:
-            needed |= below[2] & ~self.missing.gives[frame[1]]
-        return frame, below, needed
+            needed |= below[2] & ~self.missing.gives[c]
+            wanted |= below[3] & ~self.shortest.gives[c]
+            families &= below[4]
+            slots += below[5]
+        return frame, below, needed, wanted, families, slots
 
     def fits(
         self,
@@ -175,17 +256,19 @@ class Completions:
         self, stack: Stack, families: tuple[int, ...], finished: Finished, slack: int
     ) -> bool:
         while stack is not None:
-            (at, c, group, joins, bound), rest, needed = stack
+            (at, c, group, joins, bound), rest, needed, wanted, able, slots = stack
             if slack < self.missing.least(needed, finished.gives):
                 return False
             hole = self._next_hole(at)
             if hole != OUTSIDE:
-                stack = ((hole, c, group, joins, bound), rest, needed)
+                if self.shortest.fits(wanted, able, families, finished, slack - slots):
+                    return True
+                stack = ((hole, c, group, joins, bound), rest, needed, wanted, able, slots)
                 return self._fill(stack, families, finished, slack)
             family = families[group] if bound else ANY
             finished = finished.then(c, family, self.missing.gives[c])
             if rest is not None and bound and joins and not rest[0][4]:
-                rest = ((*rest[0][:4], True), rest[1], rest[2])
+                rest = ((*rest[0][:4], True), *rest[1:])
             stack = rest
         return slack >= 0
 
@@ -198,7 +281,7 @@ class Completions:
 
     def _fill(
         self,
-        stack: tuple[Frame, Stack, int],
+        stack: tuple[Frame, Stack, int, int, int, int],
         families: tuple[int, ...],
         finished: Finished,
         slack: int,
@@ -221,14 +304,14 @@ class Completions:
 
     def _ways(
         self,
-        stack: tuple[Frame, Stack, int],
+        stack: tuple[Frame, Stack, int, int, int, int],
         families: tuple[int, ...],
         finished: Finished,
         slack: int,
     ) -> Iterator[bool]:
         """Try to fill the next hole in one way after another."""
         t, costs = self.tables, self.costs
-        frame, rest, _ = stack
+        frame, rest = stack[:2]
         at, group = frame[0], frame[2]
         if self._choice[at] >= 0:
             for token in t.schema.program[at].branches:
@@ -348,6 +431,15 @@ def _needs(tables: Tables, costs: Costs) -> list[int]:
             if not tables.has_files[tables.row[at]]:
                 found[at] |= 1 << int(tables.type[at])
     return found
+
+
+def _bits(flags: np.ndarray) -> int:
+    """A set of indices as an integer."""
+    return sum(1 << k for k in np.flatnonzero(flags).tolist())
+
+
+def _firsts(values: np.ndarray) -> np.ndarray:
+    return np.unique(values, return_index=True)[1]
 
 
 def _bind(families: tuple[int, ...], group: int, family: int) -> tuple[int, ...]:

@@ -114,12 +114,24 @@ class Costs:
         `open_cost[c, f]`: of a just opened node. `need[t, c, f]`: after a class token in a hole of
         type t, in a node of family f; what shares no family with that node may be of any.
         """
-        t, num_families = self.tables, len(self.tables.families)
+        t = self.tables
         legal = (t.num_slots[:, :-1] > 0) & ~t.is_output & self.usable
         self.legal = legal & t.allowed[1:, t.class_ids].any(0)
+        bears = t.bears[:, :-1]
+        self.suffix, self.open_cost, self.need, self.link = self._solve(self.legal, bears)
+
+    def _solve(
+        self, legal: np.ndarray, bears: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Suffix, open cost, need and cheapest way to fill a link of each type by a new node.
+
+        Args:
+            legal: Which classes may fill links of which types. Shape: T + 1, C.
+            bears: Which of them then share the family of the node. Shape: T + 1, C.
+        """
+        t, num_families = self.tables, len(self.tables.families)
         slot = (t.num_slots[:, :-1] > 1)[:, :, None]
         suffix = np.zeros((len(t.after), num_families), np.int32)
-        # Cheapest way to fill a hole of each type by a new node, its class token included.
         link = np.full((len(t.types) + 1, num_families), NEVER, np.int32)
         while True:
             for k, places in enumerate(self.levels):
@@ -127,14 +139,13 @@ class Costs:
                 for index, _, cost, _ in self._ways(k, suffix, link):
                     np.minimum.at(found, index, cost)
                 suffix[places] = found
-            self.open_cost = np.where(self.usable[:, None], suffix[t.first[:-1]], NEVER)
-            free = self.open_cost.min(1, keepdims=True)
-            need = slot + np.where(t.bears[:, :-1, None], self.open_cost, free)
-            need = np.where(self.legal[:, :, None], need, NEVER)
+            open_cost = np.where(self.usable[:, None], suffix[t.first[:-1]], NEVER)
+            free = open_cost.min(1, keepdims=True)
+            need = slot + np.where(bears[:, :, None], open_cost, free)
+            need = np.where(legal[:, :, None], need, NEVER)
             before, link = link, np.minimum(1 + need.min(1), NEVER)
             if np.array_equal(before, link):
-                break
-        self.suffix, self.link, self.need = suffix, link, need
+                return suffix, open_cost, need, link
 
     # -- sizes -----------------------------------------------------------------------------------
 
@@ -251,3 +262,7 @@ class Costs:
             np.minimum.at(found, index, 1 + self.low[to])
             self.low[places] = np.minimum(found, NEVER)
         self.low_open = self.low[t.first[:-1]]
+        # What a link costs over one token if no slot and no other family comes with it. Shape: T F.
+        still = self.most_gain[t.first[:-1]] <= 1
+        alone = self.legal & (t.num_slots[:, :-1] == 1) & still
+        self.extra = self._solve(alone, np.ones_like(alone))[3] - 1
