@@ -13,7 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flowloom.workflow import Catalogue, Grammar, WorkflowError, decode, random_workflows, validate
+from flowloom.workflow import (
+    Catalogue,
+    Grammar,
+    WorkflowError,
+    decode,
+    encode,
+    random_workflows,
+    validate,
+)
 from flowloom.workflow import vocabulary as voc
 from flowloom.workflow.estimation import estimate_weights
 from flowloom.workflow.graph import Link
@@ -132,6 +140,19 @@ def test_classes_suit_the_family_that_comes_after_them(drawn, example):
         found = [families(flow, example) for flow in drawn if name in classes(flow)]
         fitting = [bool(of_flow & set(entry["families"])) for of_flow in found]
         assert len(found) < 20 or np.mean(fitting) > 0.9
+
+
+def test_all_classes_of_a_server(example):
+    """Every class at once: still valid, written exactly, and mostly text to image."""
+    grammar = Grammar(example, budget=128)
+    codes = random_workflows(grammar, 256, 0)
+    flows = [decode(code.tokens, grammar, code.texts, code.seeds) for code in codes]
+    assert [encode(flow, grammar) for flow in flows] == codes
+    edited = mutate_all(flows[:40], grammar, np.random.default_rng(0))
+    problems = [p for flow in [*flows, *edited] for p in validate(flow, example)]
+    assert "error" not in {problem.severity for problem in problems}
+    assert len({name for flow in flows for name in classes(flow)} - set(TEXT_TO_IMAGE)) > 20
+    assert np.mean(["VAEDecode" in classes(flow) for flow in flows]) > 0.9
 
 
 def test_first_passes_start_from_pure_noise(drawn):

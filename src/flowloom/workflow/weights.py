@@ -94,6 +94,9 @@ class Table:
         links = (groups == "class") | (self.columns == voc.SEED_LINK) | self.is_ref
         # Links where a literal can stand.
         self.for_literal = links & self.inside & (written & self.inside).any(1, keepdims=True)
+        self._of_input: dict[str, list[int]] = {}
+        for field in self.fields.tolist():
+            self._of_input.setdefault(self.vocabulary.fields[field][1], []).append(field)
         self._fill(weights)
 
     def _fill(self, weights: Mapping[str, Any]) -> None:
@@ -149,9 +152,6 @@ class Table:
     def _apply(self, table: np.ndarray, fields: Fields) -> set[int]:
         """Write entries into `table`, from general names to particular ones; fields changed."""
         index = self.vocabulary.field_index
-        inputs: dict[str, list[int]] = {}
-        for field in self.fields.tolist():
-            inputs.setdefault(self.vocabulary.fields[field][1], []).append(field)
         changed: set[int] = set()
         split = [(key, entries) for keys, entries in fields.items() for key in keys.split()]
         for particular in (False, True):
@@ -161,7 +161,7 @@ class Table:
                 above, _, name = key.partition(".")
                 place = index.get(("*", "end") if key == "*" else (above, name))
                 places = [] if place is None else [place]
-                for field in places if particular else inputs.get(key, []):
+                for field in places if particular else self._of_input.get(key, []):
                     self._apply_one(table[field], field, key, entries)
                     changed.add(field)
         return changed
@@ -170,7 +170,7 @@ class Table:
         self, row: np.ndarray, field: int, key: str, entries: Mapping[str, float]
     ) -> None:
         if "*" in entries:
-            row[~(self.is_ref | self.for_literal)[field]] = entries["*"]
+            row[~(self.is_ref[field] | self.for_literal[field])] = entries["*"]
         if "ref" in entries:
             row[self.is_ref[field]] = entries["ref"]
         places = self._places(field)
