@@ -71,7 +71,9 @@ def from_ui(ui: Any, catalogue: Catalogue) -> Converted:
 
     for leaf in leaves:
         if leaf.id in nodes:
-            raise CanvasError(f"canvas: node {leaf.id}: got two nodes with this id, expected one")
+            raise CanvasError(
+                f"canvas: node {shown(leaf.id)}: got two nodes with this id, expected one"
+            )
         spec = catalogue.nodes[leaf.block.type]
         nodes[leaf.id] = Node(spec.class_type, _inputs(leaf, spec, stored, warnings))
     titles = {
@@ -85,7 +87,7 @@ def from_ui(ui: Any, catalogue: Catalogue) -> Converted:
 def _missing_text(missing: tuple[tuple[str, str], ...]) -> str:
     nodes: dict[str, list[str]] = {}
     for node_id, class_type in missing:
-        nodes.setdefault(class_type[:60], []).append(node_id)
+        nodes.setdefault(shown(class_type), []).append(shown(node_id))
     named = [f"{c} (node {', '.join(ids[:5])})" for c, ids in list(nodes.items())[:_MAX_NAMED]]
     more = f" and {len(nodes) - _MAX_NAMED} more" if len(nodes) > _MAX_NAMED else ""
     return f"canvas: classes that the catalogue lacks: {'; '.join(named)}{more}"
@@ -106,13 +108,13 @@ def _inputs(
     if twice is not None and twice[0] not in leaf.sources:
         name, placed, named = twice
         warnings.append(
-            f"node {leaf.id} ({spec.class_type}), input {name!r}: the file holds "
+            f"node {shown(leaf.id)} ({spec.class_type}), input {name!r}: the file holds "
             f"{shown(placed)} by position and {shown(named)} by name; took the latter"
         )
     lost = unread(spec, leaf.block)
     if lost:
         warnings.append(
-            f"node {leaf.id} ({spec.class_type}): the catalogue knows no input for the stored "
+            f"node {shown(leaf.id)} ({spec.class_type}): the catalogue knows no input for the stored "
             f"values {', '.join(lost[:5])}; left out"
         )
     given = {**fixed, **read_literals(spec, leaf.block, fixed), **links}
@@ -131,7 +133,7 @@ def _inputs(
         if item.dynamic_prompt and isinstance(value, str):
             warnings += _rewritten(leaf.id, item.name, value)
     warnings += (
-        f"node {leaf.id} ({spec.class_type}): the catalogue knows no input {name[:60]!r}; "
+        f"node {shown(leaf.id)} ({spec.class_type}): the catalogue knows no input {shown(name)!r}; "
         "its link is left out"
         for name in links
         if name not in inputs
@@ -143,11 +145,11 @@ def _rewritten(node_id: str, name: str, text: str) -> Iterator[str]:
     found = next((m for m in _BRACES.findall(text) if m not in (PROMPT, NEGATIVE)), None)
     if found is not None:
         yield (
-            f"node {node_id}, input {name!r}: the editor replaces {found[:40]!r} by one of its "
+            f"node {shown(node_id)}, input {shown(name)!r}: the editor replaces {found[:40]!r} by one of its "
             "choices before it sends the text; kept as written"
         )
     if _COMMENT.search(text):
         yield (
-            f"node {node_id}, input {name!r}: the editor strips // and /* */ comments before it "
+            f"node {shown(node_id)}, input {shown(name)!r}: the editor strips // and /* */ comments before it "
             "sends the text; kept as written"
         )

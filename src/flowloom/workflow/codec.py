@@ -29,6 +29,7 @@ from flowloom.workflow import vocabulary as voc
 from flowloom.workflow.catalogue import Catalogue
 from flowloom.workflow.graph import NEGATIVE, PROMPT, Link, Literal, Node, Workflow
 from flowloom.workflow.inputs import active_inputs
+from flowloom.workflow.literals import shown
 from flowloom.workflow.reader import Reader
 from flowloom.workflow.steps import (
     FILE,
@@ -207,7 +208,9 @@ class _Writer:
         node = self.nodes[node_id]
         at = self.schema.start.get(node.class_type, -1)
         if at < 0:
-            raise CodecError(f"node {node_id}: class {node.class_type} is not in the catalogue")
+            raise CodecError(
+                f"node {shown(node_id)}: class {shown(node.class_type)} is not in the catalogue"
+            )
         if node.class_type in self.schema.start_linked and not self._plain_seeds(node, at):
             at = self.schema.start_linked[node.class_type]
             in_seed = step is not None and step.opens_seed
@@ -235,13 +238,16 @@ class _Writer:
         source = self.nodes.get(link.node)
         if source is None:
             raise CodecError(
-                f"node {node_id}, input {step.name}: link to node {link.node}, which does not exist"
+                f"node {shown(node_id)}, input {step.name}: link to node {shown(link.node)}, "
+                "which does not exist"
             )
         if source.class_type not in self.schema.start:
-            raise CodecError(f"node {link.node}: class {source.class_type} is not in the catalogue")
+            raise CodecError(
+                f"node {shown(link.node)}: class {shown(source.class_type)} is not in the catalogue"
+            )
         if link.slot not in self.schema.slots[source.class_type, step.type]:
             raise CodecError(
-                f"node {node_id}, input {step.name}: link to output {link.slot} of "
+                f"node {shown(node_id)}, input {step.name}: link to output {link.slot} of "
                 f"{source.class_type}, expected an output of type {step.type}"
             )
         is_open = self.is_open.get(link.node)
@@ -249,7 +255,8 @@ class _Writer:
             return True
         if is_open:
             raise CodecError(
-                f"node {node_id}, input {step.name}: link to node {link.node} closes a cycle"
+                f"node {shown(node_id)}, input {step.name}: link to node {shown(link.node)} closes "
+                "a cycle"
             )
         k = self._age(link.node, step.type)
         if k < voc.NUM_REFS:
@@ -308,8 +315,8 @@ class _Writer:
             return step.next
         if how == LINK and not step.takes_literal:
             raise CodecError(
-                f"node {node_id} ({node.class_type}), input {step.name}: "
-                f"got {str(value)[:40]!r}, expected a link"
+                f"node {shown(node_id)} ({node.class_type}), input {step.name}: "
+                f"got {shown(value)!r}, expected a link"
             )
         token = self._token(step, value)
         if token is not None:
@@ -348,7 +355,8 @@ class _Writer:
         known = {item.name for item in active_inputs(spec, node.inputs)}
         name = next(name for name in node.inputs if name not in known)
         return CodecError(
-            f"node {node_id} ({node.class_type}): input {name} is not in the catalogue"
+            f"node {shown(node_id)} ({node.class_type}): input {shown(name)} is not in the "
+            "catalogue"
         )
 
 
@@ -383,5 +391,5 @@ def _escape(value: Any) -> list[int]:
     try:
         digits = json.dumps(value).encode().hex()
     except (TypeError, ValueError, RecursionError) as error:
-        raise CodecError(f"value {str(value)[:40]!r}: not JSON: {error}") from error
+        raise CodecError(f"value {shown(value)!r}: not JSON: {error}") from error
     return [voc.ESCAPE, *(voc.SPELL0 + int(digit, 16) for digit in digits), voc.ESCAPE]

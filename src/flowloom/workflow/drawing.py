@@ -22,7 +22,7 @@ from flowloom.workflow.layout import (
     place,
     topological,
 )
-from flowloom.workflow.literals import unwrapped
+from flowloom.workflow.literals import shown, unwrapped
 from flowloom.workflow.widgets import KEEP_SEED, is_shown, write_literals
 
 _VERSION = 0.4
@@ -70,7 +70,7 @@ def to_ui(
         (i, n.class_type) for i, n in workflow.nodes.items() if n.class_type not in catalogue.nodes
     )
     if missing:
-        names = ", ".join(sorted({class_type[:60] for _, class_type in missing})[:20])
+        names = ", ".join(sorted({shown(class_type) for _, class_type in missing})[:20])
         raise CanvasError(f"canvas: classes that the catalogue lacks: {names}", missing)
     sheet = _Sheet(workflow, catalogue, titles or {})
     return sheet.to_json()
@@ -120,8 +120,8 @@ class _Sheet:
                 outputs = () if source is None else self.catalogue.nodes[source.class_type].outputs
                 if not 0 <= value.slot < len(outputs):
                     raise CanvasError(
-                        f"canvas: node {node_id[:40]}, input {name[:40]!r}: link to output "
-                        f"{value.slot} of node {value.node[:40]}, which has {len(outputs)}"
+                        f"canvas: node {shown(node_id)}, input {shown(name)!r}: link to output "
+                        f"{value.slot} of node {shown(value.node)}, which has {len(outputs)}"
                     )
         active = active_inputs(self.catalogue.nodes[node.class_type], node.inputs)
         linked = [node.inputs[i.name] for i in active if i.name in node.inputs]
