@@ -114,8 +114,8 @@ def _inputs(
     lost = unread(spec, leaf.block)
     if lost:
         warnings.append(
-            f"node {shown(leaf.id)} ({spec.class_type}): the catalogue knows no input for the stored "
-            f"values {', '.join(lost[:5])}; left out"
+            f"node {shown(leaf.id)} ({spec.class_type}): the catalogue knows no input for the "
+            f"stored values {', '.join(lost[:5])}; left out"
         )
     given = {**fixed, **read_literals(spec, leaf.block, fixed), **links}
     for item in active_inputs(spec, given) if leaf.block.left_out else ():
@@ -145,11 +145,11 @@ def _rewritten(node_id: str, name: str, text: str) -> Iterator[str]:
     found = next((m for m in _BRACES.findall(text) if m not in (PROMPT, NEGATIVE)), None)
     if found is not None:
         yield (
-            f"node {shown(node_id)}, input {shown(name)!r}: the editor replaces {found[:40]!r} by one of its "
-            "choices before it sends the text; kept as written"
+            f"node {shown(node_id)}, input {shown(name)!r}: the editor replaces {found[:40]!r} "
+            "by one of its choices before it sends the text; kept as written"
         )
     if _COMMENT.search(text):
         yield (
-            f"node {shown(node_id)}, input {shown(name)!r}: the editor strips // and /* */ comments before it "
-            "sends the text; kept as written"
+            f"node {shown(node_id)}, input {shown(name)!r}: the editor strips // and /* */ "
+            "comments before it sends the text; kept as written"
         )
