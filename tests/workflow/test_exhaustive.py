@@ -1,7 +1,7 @@
 """Facts: on a small catalogue the grammar without taste generates exactly the valid graphs whose
 code fits the budget, each once. The catalogue has two families, a choice, a growing input, an
 optional input, a class with two outputs of a type, a seed and a literal that may be linked. The
-graphs are built by an enumerator that knows neither grammar nor codec; the validator judges them."""
+graphs are built by an enumerator that knows neither grammar nor codec; the validator judges."""
 
 from __future__ import annotations
 

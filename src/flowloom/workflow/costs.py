@@ -11,25 +11,21 @@ from __future__ import annotations
 import numpy as np
 
 from flowloom.workflow import vocabulary as voc
-from flowloom.workflow.tables import SCALE, SIDE, Tables
+from flowloom.workflow.sizes import Sizes
+from flowloom.workflow.tables import Tables
 
 NEVER = 1 << 20
 
 
 class Costs:
-    """Costs of the narrowed tables."""
+    """Costs of restricted tables, no picture being larger than `pixels`."""
 
-    def __init__(self, tables: Tables) -> None:
-        self.tables = tables
-        self.pixels = float(tables.catalogue.limits.pixels)
-        # What each token says as a size: its number, 1 where that is none.
-        number = tables.token_number
-        self.sizes = np.where((number > 0) & (number < 1e12), number, 1.0)
+    def __init__(self, tables: Tables, sizes: Sizes, pixels: float) -> None:
+        self.tables, self.sizes, self.pixels = tables, sizes, pixels
         self.literal = self._literal_costs()
         # Whether a row can be filled by a new node at all.
         self.linked = np.any(tables.allowed[:, tables.class_ids], axis=1)
         self._order_positions()
-        self._fill_sizes()
         self.usable = np.ones(tables.num_classes, bool)
         while True:
             self._fill_costs()
@@ -149,52 +145,6 @@ class Costs:
 
     # -- sizes -----------------------------------------------------------------------------------
 
-    def _fill_sizes(self) -> None:
-        """What a class's own inputs say of its picture's size.
-
-        `least_side[p]` is the least product of the sides after position p, `least_gain[p]` the
-        least product of squared scales after it; `sides[c]` (0 without) and `gain[c]` are of all
-        inputs. `most_gain[p]` is the greatest product from p on, `most_side` the largest picture
-        that sides alone give.
-        """
-        t = self.tables
-        self.most_gain, self.most_side = np.ones(len(t.after)), 0.0
-        self.least_side, self.least_gain = np.ones(len(t.after)), np.ones(len(t.after))
-        self.sides, self.gain = np.zeros(t.num_classes + 1), np.ones(t.num_classes + 1)
-        # Whether the sides always hold, whatever pictures are read, or may do so.
-        self.resets = np.zeros(t.num_classes + 1, bool)
-        self.may_reset = np.zeros(t.num_classes + 1, bool)
-        for c, name in enumerate(t.class_names):
-            names = {s.name: s.required for s in t.catalogue.nodes[name].inputs}
-            if not {"width", "height", "scale_by"} & names.keys():
-                continue
-            at, sides, largest, num_sides, path = int(t.first[c]), 1.0, 1.0, 0, []
-            while at:
-                path.append(at)
-                at = int(t.after[at])
-            for at in reversed(path):
-                self.least_side[at], self.least_gain[at] = sides, self.gain[c]
-                self.most_gain[at] = self.most_gain[t.after[at]]
-                values = self._numbers(at)
-                if t.size[at] == SIDE:
-                    sides, largest = sides * values.min(), largest * values.max()
-                    num_sides += 1
-                elif t.size[at] == SCALE:
-                    self.gain[c] *= values.min() ** 2
-                    self.most_gain[at] *= max(values.max() ** 2, 1.0)
-            if num_sides == 2:
-                self.sides[c], self.most_side = sides, max(self.most_side, largest)
-                needed = ("width", "height", "upscale_method")
-                self.resets[c] = all(names.get(n, False) for n in needed)
-                self.may_reset[c] = "upscale_method" in names and not self.resets[c]
-
-    def _numbers(self, at: int) -> np.ndarray:
-        """Sizes that position `at` may say; what is absent or linked counts as 1."""
-        t = self.tables
-        allowed = t.allowed[t.row[at]]
-        values = self.sizes[allowed & (t.token_number > -np.inf)]
-        return np.append(values, 1.0) if allowed[voc.NONE_ID] or not len(values) else values
-
     def _fill_areas(self) -> None:
         """`area[c]`: pixels of a class's canonical completion, `path_area[p]`: from p on.
 
@@ -204,7 +154,7 @@ class Costs:
         t, num_families = self.tables, len(self.tables.families)
         path = np.zeros((len(t.after), num_families))
         area = np.full((t.num_classes, num_families), np.inf)
-        sides, gain = self.sides[:-1, None], self.gain[:-1, None]
+        sides, gain = self.sizes.sides[:-1, None], self.sizes.gain[:-1, None]
         free = self.open_cost.min(1, keepdims=True)
         cheapest = self.need == self.link[:, None, :] - 1
         while True:
@@ -221,7 +171,7 @@ class Costs:
                         size = np.maximum(size, hole[t.type[places[index]]])
                     np.minimum.at(found, index, np.where(least, size, np.inf))
                 path[places] = found
-            read = np.where(self.resets[:-1, None], 0.0, path[t.first[:-1]])
+            read = np.where(self.sizes.resets[:-1, None], 0.0, path[t.first[:-1]])
             before, area = area, np.maximum(read, sides) * gain
             if np.array_equal(before, area):
                 break
@@ -263,6 +213,6 @@ class Costs:
             self.low[places] = np.minimum(found, NEVER)
         self.low_open = self.low[t.first[:-1]]
         # What a link costs over one token if no slot and no other family comes with it. Shape: T F.
-        still = self.most_gain[t.first[:-1]] <= 1
+        still = self.sizes.most_gain[t.first[:-1]] <= 1
         alone = self.legal & (t.num_slots[:, :-1] == 1) & still
         self.extra = self._solve(alone, np.ones_like(alone))[3] - 1

@@ -23,9 +23,11 @@ from flowloom.workflow.codec import Codec
 from flowloom.workflow.completion import Completions
 from flowloom.workflow.costs import NEVER, Costs
 from flowloom.workflow.pushdown import State
+from flowloom.workflow.sizes import Sizes
 from flowloom.workflow.steps import SEED
 from flowloom.workflow.tables import GrammarError, Tables
 from flowloom.workflow.vocabulary import Vocabulary
+from flowloom.workflow.work import bound_work
 
 __all__ = ["Grammar", "GrammarError"]
 
@@ -71,8 +73,9 @@ class Grammar:
         self.class_names = self._choose_classes(classes)
         self.num_classes = len(self.class_names)
         self.tables = Tables(catalogue, self.vocabulary, self.codec.schema, self.class_names)
+        pixels, wide = bound_work(self.tables, budget), Sizes(self.tables)
         self.tables.restrict(require, forbid)
-        self.costs = Costs(self.tables)
+        self.costs = Costs(self.tables, Sizes(self.tables, wide), pixels)
         self.completions = Completions(self.tables, self.costs)
         rules = voc.rules()
         self._fill_caps({**rules["caps"], **(caps or {})}, rules["cap_groups"])

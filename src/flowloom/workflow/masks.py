@@ -34,8 +34,8 @@ def hole_limit(state: State, rows: np.ndarray, at: np.ndarray) -> np.ndarray:
     """Most pixels of a picture that fills position `at` of the top node."""
     costs, depth = state.grammar.costs, state.depth[rows]
     top = np.maximum(depth - 1, 0)
-    gain = state.open_gain[rows, top] * costs.least_gain[at]
-    free = (depth == 0) | costs.resets[state.open_class[rows, top]]
+    gain = state.open_gain[rows, top] * costs.sizes.least_gain[at]
+    free = (depth == 0) | costs.sizes.resets[state.open_class[rows, top]]
     limit = np.minimum(costs.pixels, state.open_limit[rows, top] / gain)
     return np.where(free, costs.pixels, limit)
 
@@ -204,7 +204,8 @@ class _Mask:
         fits = free >= (slots > 1)
         self.mask[rows, _REFS] = legal & fits
         if (legal & ~fits).any():
-            may = np.where(fam >= 0, np.take_along_axis(viable, profile, 1), viable.any(1)[:, None])
+            some = np.any(viable, axis=1)[:, None]
+            may = np.where(fam >= 0, np.take_along_axis(viable, profile, 1), some)
             open_rows, k = np.nonzero(legal & ~fits & may)
             slack = self.slack[rows[open_rows]] - (slots[open_rows, k] > 1)
             self._doubt(rows[open_rows], voc.REF0 + k, slack)
@@ -214,7 +215,7 @@ class _Mask:
         g, t, kind = self.g, self.t, self.t.type[self.at[rows]]
         capped = self.state.cap_counts[rows] >= g.cap_of
         reuse = np.any(t.reuse[kind], axis=1) & np.any(self.mask[rows, _REFS], axis=1)
-        some = np.flatnonzero(capped.any(1) | reuse)
+        some = np.flatnonzero(np.any(capped, axis=1) | reuse)
         rows, kind, reuse = rows[some], kind[some], reuse[some]
         columns = np.ix_(rows, t.class_ids)
         classes = self.mask[columns]
@@ -230,14 +231,16 @@ class _Mask:
         top = self.top[rows]
         most, side = state.open_most[rows, top], state.open_side[rows, top]
         classes, is_side = state.open_class[rows, top], t.size[at] == SIDE
-        resets = costs.resets[classes]
-        limit = state.open_limit[rows, top] / (state.open_gain[rows, top] * costs.least_gain[at])
+        resets = costs.sizes.resets[classes]
+        limit = state.open_limit[rows, top] / (
+            state.open_gain[rows, top] * costs.sizes.least_gain[at]
+        )
         # The sides say nothing where another picture is read and they do not scale it.
-        moot = is_side & (most > 0) & ~resets & ~costs.may_reset[classes]
+        moot = is_side & (most > 0) & ~resets & ~costs.sizes.may_reset[classes]
         read = np.where(resets, 0.0, np.maximum(most, costs.path_area[t.after[at]]))
-        own = np.where(state.open_sides[rows, top] == 2, side, costs.sides[classes])
-        base = np.where(is_side, side * costs.least_side[at], np.maximum(read, own))
-        value = costs.sizes[t.size_columns]
+        own = np.where(state.open_sides[rows, top] == 2, side, costs.sizes.sides[classes])
+        base = np.where(is_side, side * costs.sizes.least_side[at], np.maximum(read, own))
+        value = costs.sizes.of_token[t.size_columns]
         gain = np.where(is_side[:, None], value, value**2)
         fits = (base[:, None] * gain <= limit[:, None]) | moot[:, None]
         self.mask[np.ix_(rows, t.size_columns)] &= fits
@@ -247,6 +250,7 @@ class _Mask:
     def _decide(self) -> None:
         """Ask the search about every token in doubt."""
         rows, tokens, slack = (np.concatenate(x) for x in zip(*self.doubts, strict=True))
+        self.g.completions.trim()
         order = np.argsort(rows, kind="stable")
         starts = np.flatnonzero(np.diff(rows[order], prepend=-1))
         for part in np.split(order, starts[1:]):
@@ -305,11 +309,11 @@ class _Question:
         """
         state, costs, row = self.mask.state, self.mask.costs, self.row
         done = state.done_area[row, : state.num_finished[row]]
-        worst = float(max(costs.most_side, costs.most_area, done.max(initial=0.0)))
+        worst = float(max(costs.sizes.most_side, costs.most_area, done.max(initial=0.0)))
         hole = worst
         for d in reversed(range(self.depth)):
             own = max(state.open_most[row, d], state.open_side[row, d])
-            gain = state.open_gain[row, d] * costs.most_gain[state.open_at[row, d]]
+            gain = state.open_gain[row, d] * costs.sizes.most_gain[state.open_at[row, d]]
             worst = max(worst, own) * max(gain, 1.0)
             if worst > state.open_limit[row, d]:
                 return np.inf
@@ -323,7 +327,7 @@ class _Question:
         c, ref = int(t.token_class[token]), token - voc.REF0
         if c >= 0:
             first = int(t.first[c])
-            if self.mask.costs.most_gain[first] > 1:
+            if self.mask.costs.sizes.most_gain[first] > 1:
                 return False
             if not self.depth:
                 stack = search.push((first, c, 0, False, False), None)

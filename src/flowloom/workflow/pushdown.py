@@ -259,7 +259,7 @@ class State:
 
         sized = np.flatnonzero((t.size[at] > 0) & (tokens != voc.NONE_ID))
         if len(sized):
-            r, place, value = rows[sized], top[sized], costs.sizes[tokens[sized]]
+            r, place, value = rows[sized], top[sized], costs.sizes.of_token[tokens[sized]]
             is_side = t.size[at[sized]] == SIDE
             self.open_side[r, place] *= np.where(is_side, value, 1.0)
             self.open_sides[r, place] += is_side
@@ -328,8 +328,8 @@ class State:
         """Pixels of the picture of a node whose inputs are all filled."""
         costs, most = self.grammar.costs, self.open_most[rows, top]
         side = np.where(self.open_sides[rows, top] == 2, self.open_side[rows, top], 0.0)
-        area = np.where(costs.resets[classes] | (most == 0), side, most)
-        area = np.where(costs.may_reset[classes], np.maximum(most, side), area)
+        area = np.where(costs.sizes.resets[classes] | (most == 0), side, most)
+        area = np.where(costs.sizes.may_reset[classes], np.maximum(most, side), area)
         return area * self.open_gain[rows, top]
 
     def _refuse(self, row: int, tokens: np.ndarray) -> None:
