@@ -22,6 +22,8 @@ from flowloom.workflow.tables import OUTSIDE, Tables
 
 MAX_VISITS = 2000
 """Holes that one question may look at before its answer is no."""
+MAX_DEPTH = 120
+"""Holes that may need a decision one after the other; beyond that the answer is no."""
 _MAX_KNOWN = 200_000
 
 # An open node: position of its next hole, class, index of its group of nodes that share a family,
@@ -44,10 +46,13 @@ class Completions:
         self._after = tables.after.tolist()
         self._type = tables.type.tolist()
         self._choice = tables.choice.tolist()
+        # Type of the holes that only a link can fill, else -1.
+        only = (tables.type < len(tables.types)) & ~tables.has_files[tables.row]
+        self._plain_link = np.where(only, tables.type, -1).tolist()
         self._holes: dict[int, int] = {}
         self._sources: dict[int, list[tuple[int, int, bool]]] = {}
         self._known: dict[tuple, tuple[int, int]] = {}
-        self._visits = 0
+        self._visits = self._depth = 0
 
     def trim(self) -> None:
         """Forget what was found once it is much; lists of finished nodes must start anew."""
@@ -84,7 +89,7 @@ class Completions:
             slack: Tokens left beyond one for each open hole.
             max_visits: Holes to look at; then the answer is no.
         """
-        self._visits = max_visits
+        self._visits, self._depth = max_visits, 0
         return self._fits(stack, families, finished, slack)
 
     def _fits(
@@ -96,6 +101,9 @@ class Completions:
                 return False
             hole = self._next_hole(at)
             if hole != OUTSIDE:
+                if self._refers(hole, families[group] if bound else ANY, finished):
+                    stack = self.push((self._after[hole], c, group, joins, bound), rest)
+                    continue
                 if self.shortest.fits(wanted, able, families, finished, slack - slots):
                     return True
                 stack = ((hole, c, group, joins, bound), rest, needed, wanted, able, slots)
@@ -106,6 +114,13 @@ class Completions:
                 rest = ((*rest[0][:4], True), *rest[1:])
             stack = rest
         return slack >= 0
+
+    def _refers(self, hole: int, family: int, finished: Finished) -> bool:
+        """Whether a reference fills a hole for one token and binds no family: no way is better."""
+        if self._choice[hole] >= 0 or self._plain_link[hole] < 0:
+            return False
+        options = finished.options(self._plain_link[hole])
+        return (0, ANY) in options or (family != ANY and (0, family) in options)
 
     def _next_hole(self, at: int) -> int:
         """The first position from `at` on whose filling needs a thought."""
@@ -128,9 +143,12 @@ class Completions:
         if slack >= holds:
             return True
         self._visits -= 1
-        if self._visits < 0:
+        if self._visits < 0 or self._depth == MAX_DEPTH:
+            self._visits = -1
             return False
+        self._depth += 1
         found = any(self._ways(stack, families, finished, slack))
+        self._depth -= 1
         if found:
             self._known[key] = (fails, slack)
         elif self._visits >= 0:
@@ -206,8 +224,6 @@ class Completions:
                 continue
             stack = filled if bearer < 0 or is_bound else self.push((*after[:4], True), rest)
             yield self._fits(stack, _bind(families, group, bearer), finished, slack - extra)
-            if extra == 0 and (bearer < 0 or is_bound):
-                return  # no way is better
         costs, first, needs = self.costs, self.tables.first, self.missing.needs
         for extra, c, joins in self._sources_of(kind):
             if extra > slack:
