@@ -97,17 +97,25 @@ class Missing:
                 self.share[k] = min(share[c] for c in firsts)
                 self.also[k] = reduce(and_, (self.needs[tables.first[c]] for c in firsts))
 
-    def least(self, needed: int, there: int) -> int:
-        """Least tokens beyond one for each link that needed types cost which are not there."""
-        found = self._known.get((needed, there))
+    def least(self, needed: int, there: int, coming: int) -> int:
+        """Least tokens beyond one for each link that needed types cost.
+
+        Args:
+            needed: Types that no open node will give in time.
+            there: Types that finished nodes give; they cost nothing.
+            coming: Types that open nodes will give: they may be in time for what is made.
+        """
+        key = (needed & ~there, there | coming)
+        found = self._known.get(key)
         if found is None:
-            total, seen, todo = 0.0, 0, needed & ~there
+            todo, given = key
+            total, seen = 0.0, 0
             while todo:
                 kind = (todo & -todo).bit_length() - 1
                 seen |= 1 << kind
                 total += self.share[kind]
-                todo = (todo | self.also[kind]) & ~(seen | there)
-            found = self._known[needed, there] = ceil(total - 1e-6)
+                todo = (todo | (self.also[kind] & ~given)) & ~seen
+            found = self._known[key] = ceil(total - 1e-6)
         return found
 
 

@@ -31,8 +31,8 @@ _MAX_KNOWN = 200_000
 Frame = tuple[int, int, int, bool, bool]
 # Open nodes, the top first. With them, as bits: types that their holes need and no node above them
 # will give; such types on the shortest way; families with all files for that. And how many links on
-# the shortest way may need a slot.
-Stack = tuple[Frame, "Stack", int, int, int, int] | None
+# the shortest way may need a slot. And, as bits, the types that any of them will give.
+Stack = tuple[Frame, "Stack", int, int, int, int, int] | None
 
 
 class Completions:
@@ -65,12 +65,14 @@ class Completions:
         at, c = frame[:2]
         needed, wanted = self.missing.needs[at], self.shortest.wants[at]
         families, slots = self.shortest.families[at], self.shortest.slots[at]
+        coming = self.missing.gives[c]
         if below is not None:
             needed |= below[2] & ~self.missing.gives[c]
             wanted |= below[3] & ~self.shortest.gives[c]
             families &= below[4]
             slots += below[5]
-        return frame, below, needed, wanted, families, slots
+            coming |= below[6]
+        return frame, below, needed, wanted, families, slots, coming
 
     def fits(
         self,
@@ -96,8 +98,8 @@ class Completions:
         self, stack: Stack, families: tuple[int, ...], finished: Finished, slack: int
     ) -> bool:
         while stack is not None:
-            (at, c, group, joins, bound), rest, needed, wanted, able, slots = stack
-            if slack < self.missing.least(needed, finished.gives):
+            (at, c, group, joins, bound), rest, needed, wanted, able, slots, coming = stack
+            if slack < self.missing.least(needed, finished.gives, coming):
                 return False
             hole = self._next_hole(at)
             if hole != OUTSIDE:
@@ -106,7 +108,7 @@ class Completions:
                     continue
                 if self.shortest.fits(wanted, able, families, finished, slack - slots):
                     return True
-                stack = ((hole, c, group, joins, bound), rest, needed, wanted, able, slots)
+                stack = ((hole, c, group, joins, bound), rest, needed, wanted, able, slots, coming)
                 return self._fill(stack, families, finished, slack)
             family = families[group] if bound else ANY
             finished = finished.then(c, family, self.missing.gives[c])
@@ -131,7 +133,7 @@ class Completions:
 
     def _fill(
         self,
-        stack: tuple[Frame, Stack, int, int, int, int],
+        stack: tuple[Frame, Stack, int, int, int, int, int],
         families: tuple[int, ...],
         finished: Finished,
         slack: int,
@@ -157,7 +159,7 @@ class Completions:
 
     def _ways(
         self,
-        stack: tuple[Frame, Stack, int, int, int, int],
+        stack: tuple[Frame, Stack, int, int, int, int, int],
         families: tuple[int, ...],
         finished: Finished,
         slack: int,

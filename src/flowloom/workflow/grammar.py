@@ -1,12 +1,23 @@
 """Which tokens may come next: the tables of a pushdown automaton over the code of `codec`.
 
 `Grammar` holds what does not change while tokens are drawn; `pushdown.State` holds a batch of rows.
-A token is legal where its type, family and picture size fit and the cheapest completion of
-everything still open fits the token budget, so whatever is drawn from the mask is a valid workflow
-and ends.
+A token is legal where its type, family and picture size fit and everything still open can be
+completed within the token budget. So whatever is drawn from the mask is a valid workflow and ends.
 
-Some workflows are valid and never drawn: with a linked seed or choice, a value off the grids, or a
-gap in a growing input (an element that is absent before one that is there).
+Without taste, the codes of a budget are exactly those of the valid workflows of one output node
+that are at most as long, each once, but for these, which are never drawn:
+
+- a linked seed or choice, a value off the grids or that is a list, a gap in a growing input (an
+  element that is absent before one that is there), a link to the ninth latest node of a type or an
+  older one, a node with more than 8 outputs for one link, an output node that another node reads;
+- batch sizes (then pictures) so large that a budget full of samplers could exceed the work limit;
+  sizes and counts linked to a node that holds a number above 1;
+- near a limit on pictures: what fits the budget only by references, or only with a smaller picture
+  than the cheapest way to make one gives;
+- what a class would allow if, of its outputs that fit one link, not all counted as of a family (or
+  as pictures) where one does.
+
+Several output nodes may come in any order; `encode` writes one of them.
 """
 
 from __future__ import annotations
