@@ -1,17 +1,28 @@
-"""Facts: on a small catalogue the grammar without taste generates exactly the valid graphs whose
-code fits the budget, each once. The catalogue has two families, a choice, a growing input, an
-optional input, a class with two outputs of a type, a seed and a literal that may be linked. The
-graphs are built by an enumerator that knows neither grammar nor codec; the validator judges."""
+"""Facts: on small catalogues the grammar without taste generates exactly the valid graphs whose
+code fits the budget, each once. One catalogue has two families, a choice, a growing input, an
+optional input, a class with two outputs of a type, a seed and a literal that may be linked; others
+are random. The graphs are built by an enumerator that knows neither grammar nor codec; the
+validator judges them."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-from flowloom.workflow import Catalogue, Grammar, Workflow, decode, encode, is_valid
+from flowloom.workflow import (
+    Catalogue,
+    Grammar,
+    GrammarError,
+    Workflow,
+    decode,
+    encode,
+    is_valid,
+)
+from flowloom.workflow import vocabulary as voc
 
 
 def _node(outputs: list[str], *inputs: dict[str, Any], output_node: bool = False) -> dict[str, Any]:
@@ -65,9 +76,50 @@ NODES = {
 FILES = [_file("a.safetensors", "a"), _file("b.safetensors", "b")]
 
 
-@pytest.fixture(scope="module")
-def small() -> Catalogue:
-    return Catalogue.from_json({"name": "small", "nodes": NODES, "files": FILES})
+TYPES = ["MODEL", "CLIP", "LATENT", "IMAGE", "CONDITIONING"]
+
+
+def _catalogue(nodes: dict[str, Any]) -> Catalogue:
+    return Catalogue.from_json({"name": "small", "nodes": nodes, "files": FILES})
+
+
+def random_nodes(seed: int) -> dict[str, Any]:
+    """A loader, some classes with random inputs and outputs, and an output node."""
+    rng = random.Random(seed)
+
+    def link(name: str, optional: float = 0.25) -> dict[str, Any]:
+        return {"name": name, "type": rng.choice(TYPES), "required": rng.random() >= optional}
+
+    def entry(k: int) -> dict[str, Any]:
+        what = rng.choices(["link", "value", "choice", "growing", "file"], [65, 10, 10, 8, 7])[0]
+        if what == "value":
+            return {"name": f"value{k}", "type": "INT", "default": 3}
+        if what == "choice":
+            branches = [["p", []], ["q", [link("inner", 0)]]]
+            type_ = "COMFY_DYNAMICCOMBO_V3"
+            return {
+                "name": f"choice{k}",
+                "type": type_,
+                "options": ["p", "q"],
+                "branches": branches,
+            }
+        if what == "growing":
+            element = {"name": "item", "type": rng.choice(TYPES)}
+            more = {"names": ["item0", "item1"], "min_count": rng.randint(0, 1)}
+            return {"name": f"g{k}", "type": "COMFY_AUTOGROW_V3", "element": element, **more}
+        if what == "file":
+            return {"name": f"file{k}", "type": "COMBO", "folder": "checkpoints"}
+        return link(f"link{k}")
+
+    outputs = rng.choice([["MODEL"], ["MODEL", "CLIP"], ["MODEL", "MODEL", "CLIP"]])
+    nodes = {"Load": _node(outputs, {"name": "name", "type": "COMBO", "folder": "checkpoints"})}
+    for name in ("A", "B", "C", "D")[: rng.randint(3, 4)]:
+        gives = rng.choices(TYPES, k=rng.choice([1, 1, 2]))
+        nodes[name] = _node(gives, *(entry(k) for k in range(rng.randint(0, 2))))
+    if rng.random() < 0.4:
+        nodes["Number"] = _node(["INT"])
+    ends = [link("first", 0), link("second")][: rng.randint(1, 2)]
+    return nodes | {"Save": _node([], *ends, output_node=True)}
 
 
 # -- the enumerator ----------------------------------------------------------------------------
@@ -112,7 +164,7 @@ def _ways_of(entry: dict[str, Any], prefix: str) -> Iterator[tuple[dict, list, i
         return
     if not entry.get("required", True):
         yield {}, [], 1
-    if entry["type"] in ("MODEL", "CLIP", "CONDITIONING", "LATENT", "IMAGE"):
+    if entry["type"] in TYPES:
         yield {}, [(name, entry["type"])], 0
         return
     for value in _literals(entry):
@@ -121,13 +173,13 @@ def _ways_of(entry: dict[str, Any], prefix: str) -> Iterator[tuple[dict, list, i
         yield {}, [(name, "INT")], 0
 
 
-def every_graph(budget: int) -> Iterator[dict[str, Any]]:
+def every_graph(classes: dict[str, Any], budget: int) -> Iterator[dict[str, Any]]:
     """Every graph of one output node that may take at most `budget` tokens, in API form.
 
     Links are made breadth first, each to a new node or to one that is there already, whatever its
     family, if that closes no cycle.
     """
-    shapes = {name: list(_ways(node["inputs"])) for name, node in NODES.items()}
+    shapes = {name: list(_ways(node["inputs"])) for name, node in classes.items()}
 
     def grow(nodes: list[tuple[str, dict]], todo: list, spent: int) -> Iterator[dict]:
         # Each open link takes at least one more token: a class or a reference.
@@ -141,18 +193,18 @@ def every_graph(budget: int) -> Iterator[dict[str, Any]]:
             return
         (holder, name, kind), rest = todo[0], todo[1:]
         for k, (source, _) in enumerate(nodes):
-            for slot, out in enumerate(NODES[source]["outputs"]):
+            for slot, out in enumerate(classes[source]["outputs"]):
                 if out == kind and not _reaches(nodes, k, holder):
                     grown = _linked(nodes, holder, name, k, slot)
-                    yield from grow(grown, rest, spent + 1 + _slots(source, kind))
-        for source, node in NODES.items():
+                    yield from grow(grown, rest, spent + 1 + _slots(classes[source], kind))
+        for source, node in classes.items():
             for slot, out in enumerate(node["outputs"]):
                 if out != kind:
                     continue
                 for literals, links, tokens in shapes[source]:
                     grown = _linked(nodes, holder, name, len(nodes), slot)
                     more = [*rest, *((len(nodes), *link) for link in links)]
-                    cost = 1 + tokens + _slots(source, kind)
+                    cost = 1 + tokens + _slots(classes[source], kind)
                     yield from grow([*grown, (source, literals)], more, spent + cost)
 
     for literals, links, tokens in shapes["Save"]:
@@ -165,9 +217,9 @@ def _linked(nodes: list, holder: int, name: str, source: int, slot: int) -> list
     return changed
 
 
-def _slots(source: str, kind: str) -> int:
+def _slots(node: dict[str, Any], kind: str) -> int:
     """Tokens that tell which output of a class is meant."""
-    return int(NODES[source]["outputs"].count(kind) > 1)
+    return int(node["outputs"].count(kind) > 1)
 
 
 def _reaches(nodes: list, source: int, goal: int) -> bool:
@@ -194,18 +246,53 @@ def every_code(grammar: Grammar) -> list[list[int]]:
     return found
 
 
-@pytest.mark.parametrize("budget", [12, 13, 16, 18, 20])
-def test_exactly_the_valid_graphs_of_a_length_are_generated(small, budget):
-    grammar = Grammar(small, budget=budget, taste=False)
+def compare(nodes: dict[str, Any], budget: int) -> int:
+    """Check a budget; how many graphs there are."""
+    catalogue = _catalogue(nodes)
+    try:
+        grammar = Grammar(catalogue, budget=budget, taste=False)
+    except GrammarError:
+        assert not any(is_valid(api, catalogue) for api in every_graph(nodes, budget))
+        return 0
     wanted: dict[str, int] = {}
-    for api in every_graph(budget):
-        if is_valid(api, small):
+    for api in every_graph(nodes, budget):
+        if is_valid(api, catalogue):
             graph = Workflow.from_api(api)
-            length = len(encode(graph, grammar).tokens)
-            if length <= budget:
-                wanted[graph.fingerprint(small.output_classes)] = length
+            tokens = encode(graph, grammar).tokens
+            assert len(tokens) <= budget
+            # A link to a node further back than the eighth is not drawn.
+            if voc.NUMBER not in tokens:
+                wanted[graph.fingerprint(catalogue.output_classes)] = len(tokens)
     codes = every_code(grammar)
-    written = [decode(code, grammar).fingerprint(small.output_classes) for code in codes]
+    written = [decode(code, grammar).fingerprint(catalogue.output_classes) for code in codes]
     assert len(set(written)) == len(written)
     assert set(written) == set(wanted)
     assert all(wanted[key] == len(code) for key, code in zip(written, codes, strict=True))
+    return len(codes)
+
+
+def test_exactly_the_valid_graphs_of_a_length_are_generated():
+    counts = [compare(NODES, budget) for budget in (11, 12, 13, 16, 18, 20)]
+    assert counts == [0, 16, 72, 288, 1024, 9968]
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_on_random_catalogues_too(seed):
+    nodes = random_nodes(seed)
+    for budget in range(3, 18):
+        if compare(nodes, budget) > 300:
+            break
+
+
+def test_what_an_open_node_will_give_is_counted_on():
+    """Two loaders' worth of slack is not there, but one loader gives CLIP as well as MODEL."""
+    link = dict(zip(("name", "type", "required"), ("a", "MODEL", False), strict=True))
+    nodes = {
+        "Load": _node(["MODEL", "MODEL", "CLIP"], NODES["Load"]["inputs"][0]),
+        "First": _node(["LATENT"], link, {"name": "b", "type": "CLIP"}),
+        "Next": _node(["LATENT"], {**link, "required": True}, {"name": "b", "type": "LATENT"}),
+        "Save": _node(
+            [], {"name": "a", "type": "LATENT"}, {"name": "b", "type": "LATENT"}, output_node=True
+        ),
+    }
+    assert [compare(nodes, budget) for budget in (7, 8, 9, 10, 11)] == [2, 6, 12, 34, 102]
