@@ -31,8 +31,8 @@ def test_without_files_loaders_are_left_out(example):
     found = text_to_image(bare)
     lost = set(TEXT_TO_IMAGE) - set(found)
     loaders = {c for c in TEXT_TO_IMAGE if any(i.folder for i in example.nodes[c].inputs)}
-    # A server without files still lists one for each of these.
-    assert lost == loaders - {"VAELoader", "LoadImage"}
+    # A server without files still lists one decoder: none.
+    assert lost == loaders - {"VAELoader"}
 
 
 def test_a_list_of_ones_own(example, embedded):

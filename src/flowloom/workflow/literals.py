@@ -143,7 +143,7 @@ def _option_faults(item: InputSpec, value: Any, options: tuple[Any, ...]) -> Ite
             return
     if not _is_option(value, options):
         where = f"installed in {item.folder}" if item.folder else "among the options"
-        missing = item.upload or item.folder == INPUT_FOLDER
+        missing = item.upload or str(item.folder).startswith(INPUT_FOLDER)
         kind = "custom_validation_failed" if missing else "value_not_in_list"
         yield Fault(kind, f"{shown(value)} is not {where}", near=True)
 

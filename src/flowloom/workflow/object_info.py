@@ -60,18 +60,23 @@ _FOLDER_OF = {
 }
 # Options that people write in the editor: the server takes any.
 _FREE_OPTIONS = {"CustomCombo.choice"}
-# Pictures, sounds and films lie in the server's input folder.
+# What lies in the server's input folder is listed by kind: a sound is no choice for a picture.
+INPUT_FOLDER = "input"
+_INPUT_KINDS = {
+    "image_upload": INPUT_FOLDER,
+    "audio_upload": f"{INPUT_FOLDER}/audio",
+    "video_upload": f"{INPUT_FOLDER}/video",
+    "file_upload": f"{INPUT_FOLDER}/files",
+}
 _INPUT_FILES = {
-    "LoadImage.image",
-    "LoadImageMask.image",
-    "LoadLatent.latent",
-    "LoadImageOutput.image",
+    "LoadImage.image": INPUT_FOLDER,
+    "LoadImageMask.image": INPUT_FOLDER,
+    "LoadImageOutput.image": INPUT_FOLDER,
+    "LoadLatent.latent": f"{INPUT_FOLDER}/latents",
 }
 _MALFORMED = (TypeError, KeyError, AttributeError, IndexError, ValueError, OverflowError)
 # More inputs than a growing one has in any server.
 _MAX_GROWN = 1_000
-_UPLOADS = ("image_upload", "audio_upload", "video_upload", "file_upload")
-INPUT_FOLDER = "input"
 
 
 def read_nodes(info: Mapping[str, Any]) -> tuple[dict[str, NodeSpec], list[tuple[str, str]]]:
@@ -156,7 +161,7 @@ def _input(
         not force and _is_editor_type(f"{class_type}.{name}", type_, facts),
         force,
         bool(facts.get("control_after_generate", False)),
-        any(facts.get(key) for key in _UPLOADS),
+        any(facts.get(key) for key in _INPUT_KINDS),
         bool(facts.get("multiselect", False)),
         dynamic_prompt=bool(facts.get("dynamicPrompts", False)),
     )
@@ -204,8 +209,9 @@ def _folder(
 ) -> str | None:
     """Folder of the files that a COMBO lists; None where its options are no files."""
     address = f"{class_type}.{name}"
-    if address in _INPUT_FILES or any(facts.get(key) for key in _UPLOADS):
-        return str(facts.get("image_folder", INPUT_FOLDER))
+    uploaded = next((kind for key, kind in _INPUT_KINDS.items() if facts.get(key)), None)
+    if address in _INPUT_FILES or uploaded is not None:
+        return str(facts.get("image_folder", _INPUT_FILES.get(address, uploaded)))
     if address in _FOLDER_OF:
         return _FOLDER_OF[address]
     return _FOLDER_OF.get(name)
