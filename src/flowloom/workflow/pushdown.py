@@ -69,6 +69,7 @@ class State:
         self.done_role = np.zeros((size, deep), np.int32)
         self._mask: np.ndarray | None = None
         self._recent: np.ndarray | None = None
+        self._at: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.done)
@@ -122,10 +123,12 @@ class State:
         return self.depth - 1 - waits_below
 
     def place(self) -> np.ndarray:
-        """Position [B] that the next token fills."""
-        holder = self._holder()
-        at = self.open_at[np.arange(len(self)), np.maximum(holder, 0)]
-        return np.where(holder < 0, OUTSIDE, at)
+        """Position [B] that the next token fills; do not write to it."""
+        if self._at is None:
+            holder = self._holder()
+            at = self.open_at[np.arange(len(self)), np.maximum(holder, 0)]
+            self._at = np.where(holder < 0, OUTSIDE, at)
+        return self._at
 
     # -- moves -----------------------------------------------------------------------------------
 
@@ -148,7 +151,7 @@ class State:
         at = self.place()
         nodes = self.reference_nodes()
         rows = np.flatnonzero(~self.done)
-        self._mask = self._recent = None
+        self._mask = self._recent = self._at = None
         self.used[rows] += 1
         took = tokens[rows]
         self.done[rows[took == voc.EOS]] = True
