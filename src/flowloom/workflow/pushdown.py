@@ -190,8 +190,9 @@ class State:
             return rows
         g, t, costs, depth = self.grammar, self.grammar.tables, self.grammar.costs, self.depth[rows]
         kind, above = t.type[at], np.maximum(depth - 1, 0)
-        limit = np.where(t.sized[kind, classes], hole_limit(self, rows, at), costs.pixels)
-        shares = t.bears[kind, classes]
+        shares, sized = t.bears[kind, classes], np.flatnonzero(t.sized[kind, classes])
+        limit = np.full(len(rows), costs.pixels)
+        limit[sized] = hole_limit(self, rows[sized], at[sized])
         own = t.role[at]
         inherited = np.where(depth > 0, self.open_role[rows, above], 0)
         self._price(rows, above, at, shares)
@@ -223,16 +224,19 @@ class State:
         """Costs below a node that opens in position `at` of the node at depth index `above`."""
         costs, depth = self.grammar.costs, self.depth[rows]
         same = self.open_same[rows, above] + costs.suffix[self.grammar.tables.after[at]]
-        family = self.group_family[rows, self.open_group[rows, above]]
-        bound = np.take_along_axis(same, costs.profile[np.maximum(family, 0)][:, None], 1)[:, 0]
-        other = np.where(family >= 0, bound, same.min(1))
-        # Outside a node nothing is open.
-        shares, other = shares & (depth > 0), np.where(depth > 0, other, 0)
-        self.open_same[rows, depth] = np.where(shares[:, None], same, 0)
+        other = same[:, 0]
+        if costs.num_profiles > 1:
+            family = self.group_family[rows, self.open_group[rows, above]]
+            profile = costs.profile[np.maximum(family, 0)][:, None]
+            bound = np.take_along_axis(same, profile, 1)[:, 0]
+            other = np.where(family >= 0, bound, same.min(1))
+        # Outside a node nothing is open, and position 0 costs nothing.
+        inner = depth > 0
+        self.open_same[rows, depth] = same * (shares & inner)[:, None]
         low = self.open_low[rows, above] + costs.low[self.grammar.tables.after[at]]
-        self.open_low[rows, depth] = np.where(depth > 0, low, 0)
-        rest = np.where(depth > 0, self.open_rest[rows, above], 0)
-        self.open_rest[rows, depth] = rest + np.where(shares, 0, other)
+        self.open_low[rows, depth] = low * inner
+        rest = self.open_rest[rows, above] + np.where(shares, 0, other)
+        self.open_rest[rows, depth] = rest * inner
 
     def _fill(
         self, rows: np.ndarray, tokens: np.ndarray, at: np.ndarray, nodes: np.ndarray
