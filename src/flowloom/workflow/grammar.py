@@ -13,11 +13,13 @@ that are at most as long, each once, but for these, which are never drawn:
 - batch sizes (then pictures) so large that a budget full of samplers could exceed the work limit;
   sizes and counts linked to a node that holds a number above 1;
 - near a limit on pictures: what fits the budget only by references, or only with a smaller picture
-  than the cheapest way to make one gives;
+  than the cheapest way to make one gives; and what the search for a completion does not find
+  before it gives up (`completion.MAX_VISITS`);
 - what a class would allow if, of its outputs that fit one link, not all counted as of a family (or
   as pictures) where one does.
 
-Several output nodes may come in any order; `encode` writes one of them.
+Several output nodes may come in any order; `encode` writes one of them. A restriction only narrows
+the masks, but for the bound on batches and for what taste gives way to where nothing else is left.
 """
 
 from __future__ import annotations
