@@ -1,12 +1,11 @@
 """Facts: over the 633 classes of a real server, in 23 families, and over those of text-to-image,
 whatever is drawn at any budget is valid, ends within it and comes back from its workflow; each
 legal token leads to a prefix that can be completed; a restriction only narrows; work and pictures
-stay within the limits; masks cost no more than they may."""
+stay within the limits."""
 
 from __future__ import annotations
 
 import dataclasses
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,6 @@ from flowloom.workflow import (
     decode,
     encode,
     is_valid,
-    random_workflows,
 )
 from flowloom.workflow import vocabulary as voc
 from flowloom.workflow.profile import text_to_image
@@ -127,25 +125,20 @@ def test_the_limits_hold(example, words):
         assert is_valid(decode(tokens, grammar), small)
 
 
-def test_large_batches_are_left_out(example, words):
-    """A sampler takes 10 tokens and 50 steps: 38 tokens of them on 4096 x 4096 pixels allow 4.2."""
+def test_the_limit_on_work_divides_into_batch_picture_and_steps(example, words):
+    """80 steps of a picture: 4 pictures of 20 steps, whatever the budget; by default 50 of 16."""
+    limits = Limits(pixels=1024 * 1024, batch=16, work=80.0 * 1024 * 1024)
+    small = dataclasses.replace(example, limits=limits)
+    for budget in (40, 64):
+        grammar = Grammar(small, words, budget, classes=text_to_image(example))
+        assert max(_numbers(grammar, "EmptyLatentImage", "batch_size")) == 4
+        assert max(_numbers(grammar, "KSampler", "steps")) == 20
     grammar = Grammar(example, words, 40, classes=text_to_image(example))
-    field = words.field_index["EmptyLatentImage", "batch_size"]
-    batches = [words.tokens[k].value for k in np.flatnonzero(grammar.static[field])]
-    assert [b for b in batches if isinstance(b, int)] == [1, 2, 3, 4]
+    assert max(_numbers(grammar, "EmptyLatentImage", "batch_size")) == 16
+    assert max(_numbers(grammar, "KSampler", "steps")) == 50
 
 
-def test_masks_are_fast(example, words):
-    """CPU time of a batch of 256 as random workflows are drawn; twice what it takes is allowed."""
-    grammar = Grammar(example, words, 64, classes=text_to_image(example))
-    codes = [code.tokens for code in random_workflows(grammar, 256, 0)]
-    tokens = np.full((256, 64), voc.PAD, np.int64)
-    for row, code in enumerate(codes):
-        tokens[row, : len(code)] = code
-    state, spent = grammar.start(256), 0.0
-    for step in range(64):
-        start = time.process_time()
-        state.mask()
-        spent += time.process_time() - start
-        state.advance(tokens[:, step])
-    assert spent / 64 < 0.004
+def _numbers(grammar, class_type, name):
+    field = grammar.vocabulary.field_index[class_type, name]
+    values = [grammar.vocabulary.tokens[k].value for k in np.flatnonzero(grammar.static[field])]
+    return [value for value in values if isinstance(value, int)]

@@ -563,10 +563,10 @@ def tower(height: int, breadth: int) -> dict[str, Any]:
     ],
 )
 def test_files_made_to_exhaust_are_refused_in_bounded_time(file, message):
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(CanvasError, match=message):
         from_ui(file, CATALOGUE)
-    assert time.perf_counter() - started < 2.0
+    assert time.process_time() - started < 2.0
 
 
 def test_a_long_chain_of_reroutes_read_by_all_takes_linear_time():
@@ -574,7 +574,7 @@ def test_a_long_chain_of_reroutes_read_by_all_takes_linear_time():
     chain = [node(k, "Reroute", [("", "*", k - 1)], ("*",)) for k in range(1, count)]
     saves = [node(count + k, "Save", [("thing", "THING", k)]) for k in range(1, count)]
     links = [[k, k, 0, k + 1, 0, "*"] for k in range(count)]
-    started = time.perf_counter()
+    started = time.process_time()
     read = api(ui(node(0, "Text", values=("x",)), *chain, *saves, links=links))
     assert all(read[str(count + k)] == {"thing": ["0", 0]} for k in range(1, count))
-    assert time.perf_counter() - started < 2.0
+    assert time.process_time() - started < 2.0

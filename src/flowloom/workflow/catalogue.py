@@ -46,7 +46,7 @@ class ModelFile:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one workflow may cost: pixels of any picture, batch, and pixels x batch x steps."""
+    """Bounds on any picture's pixels, on the batch, and on a sampling's pixels x batch x steps."""
 
     pixels: int = 4096 * 4096
     batch: int = 16

@@ -10,7 +10,7 @@ that are at most as long, each once, but for these, which are never drawn:
 - a linked seed or choice, a value off the grids or that is a list, a gap in a growing input (an
   element that is absent before one that is there), a link to the ninth latest node of a type or an
   older one, a node with more than 8 outputs for one link, an output node that another node reads;
-- batch sizes (then pictures) so large that a budget full of samplers could exceed the work limit;
+- batches, pictures and steps that one sampling run may not have all at their most (`work`);
   sizes and counts linked to a node that holds a number above 1;
 - near a limit on pictures: what fits the budget only by references, or only with a smaller picture
   than the cheapest way to make one gives; and what the search for a completion does not find
@@ -19,7 +19,7 @@ that are at most as long, each once, but for these, which are never drawn:
   as pictures) where one does.
 
 Several output nodes may come in any order; `encode` writes one of them. A restriction only narrows
-the masks, but for the bound on batches and for what taste gives way to where nothing else is left.
+the masks, but for what taste gives way to where nothing else is left.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Grammar:
         self.class_names = self._choose_classes(classes)
         self.num_classes = len(self.class_names)
         self.tables = Tables(catalogue, self.vocabulary, self.codec.schema, self.class_names)
-        pixels, wide = bound_work(self.tables, budget), Sizes(self.tables)
+        pixels, wide = bound_work(self.tables), Sizes(self.tables)
         self.tables.restrict(require, forbid)
         self.costs = Costs(self.tables, Sizes(self.tables, wide), pixels)
         self.completions = Completions(self.tables, self.costs)

@@ -87,7 +87,6 @@ def cost_problems(
     """
     pixels: dict[str, float] = {}
     batch: dict[str, float] = {}
-    work = 0.0
     for node_id in order:
         plan = plans[node_id]
         if not plan.sized:
@@ -117,7 +116,13 @@ def cost_problems(
             if "batch_size" in values and plan.class_type not in _REGROUPING:
                 count = _size(values["batch_size"], plans, inputs)
             if "steps" in values:
-                work += area * count * _size(values["steps"], plans, inputs)
+                work = area * count * _size(values["steps"], plans, inputs)
+                if work > limits.work:
+                    message = (
+                        f"pixels x batch x steps is {work:.3g}, expected at most {limits.work:.3g}"
+                    )
+                    hint = "fewer steps, a smaller picture or a smaller batch"
+                    yield Unsound(node_id, plan.class_type, "steps", message, hint)
         pixels[node_id], batch[node_id] = area, count
         # Only where a bound is first exceeded: what follows is no fault of its own.
         if area > limits.pixels >= most:
@@ -127,9 +132,6 @@ def cost_problems(
             message = f"batch of {count:.0f}, expected at most {limits.batch}"
             fix = int(limits.batch)
             yield Unsound(node_id, plan.class_type, "batch_size", message, f"use {fix}", (fix,))
-    if work > limits.work:
-        message = f"pixels x batch x steps is {work:.3g}, expected at most {limits.work:.3g}"
-        yield Unsound("", "", "", message, "fewer steps, a smaller picture or a smaller batch")
 
 
 def _output(link: Link, plans: Plans) -> str:

@@ -163,7 +163,7 @@ class Tables:
         self.feeds = np.zeros(shape, bool)
         self.num_slots = np.zeros(shape, np.int32)
         self.bears, self.sized = np.zeros(shape, bool), np.zeros(shape, bool)
-        family_types, sized_types = set(rules["family_types"]), {*rules["sized_types"], "MASK"}
+        family_types, sized_types = set(rules["family_types"]), set(rules["sized_types"])
         holds = [self._holds_number(name) for name in names]
         for t, (kind, is_size) in enumerate(self.types):
             for c, name in enumerate(names):
