@@ -170,7 +170,8 @@ def _number_faults(item: InputSpec, value: Any) -> Iterator[Fault]:
             yield Fault("invalid_input_type", message, f"use {shown(fix)}", fixes=(fix,))
         return
     if isinstance(value, (bool, str)) or number != value:
-        read = f"{shown(value)} is read as {shown(number)}"
+        given = f"the text {shown(value)!r}" if isinstance(value, str) else shown(value)
+        read = f"{given} is read as {shown(number)}"
         yield Fault("coerced_value", read, "", WARNING, (_nearest(item, number),))
     low, high = _bound(item.min), _bound(item.max)
     if low is not None and number < low:

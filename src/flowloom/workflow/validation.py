@@ -28,6 +28,9 @@ from flowloom.workflow.suggestions import Suggestions
 
 MAX_NODES = 10_000
 MAX_PROBLEMS = 10_000
+# Outputs to suggest before others, and numbers that may have been meant as the id of a node.
+_SAVING, _MAX_ID = ("SaveImage", "PreviewImage"), 1 << 63
+_LISTS = frozenset({Link, list, tuple})
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class _Graph:
         self.catalogue = catalogue
         self.plans: dict[str, Plan] = {}
         self.inputs: dict[str, Mapping[str, Any]] = {}
+        """Of nodes with a plan, and of those whose class is not known."""
         self.unreadable: dict[str, str] = {}
         """Class of each node that has no plan, or whose inputs could not be read."""
         self.order: list[str] = []
@@ -115,17 +119,26 @@ def validate(workflow: Any, catalogue: Catalogue) -> list[Problem]:
     _read_nodes(nodes, graph)
     plans, inputs = graph.plans, graph.inputs
     outputs = [node_id for node_id, plan in plans.items() if plan.spec.output_node]
-    if not outputs:
-        classes = ", ".join(sorted(catalogue.output_classes)[:3])
-        graph.add("prompt_no_outputs", "", "", "no output node", f"add one of: {classes}")
+    # A class that is not known may save a picture, or stand between one that does and its sources.
+    unknown = [node_id for node_id in inputs if node_id not in plans]
+    if not outputs and not unknown:
+        classes = dict.fromkeys((*_SAVING, *sorted(catalogue.output_classes)))
+        saving = [name for name in classes if name in catalogue.output_classes][:2]
+        hint = f"add {' or '.join(saving)}" if saving else ""
+        graph.add("prompt_no_outputs", "", "", "no output node", hint)
     sources = {
-        node_id: [v.node for v in given.values() if type(v) is Link and v.node in plans]
+        node_id: [
+            source
+            for value in given.values()
+            if type(value) in _LISTS
+            and (source := value.node if type(value) is Link else _meant(value)) in inputs
+        ]
         for node_id, given in inputs.items()
     }
-    order, has_cycle = _order(outputs, sources)
-    graph.order.extend(order)
-    cyclic = _cyclic(graph.order, sources) if has_cycle else frozenset()
-    reached = set(graph.order)
+    order, has_cycle = _order([*outputs, *unknown], sources)
+    cyclic = _cyclic(order, sources) if has_cycle else frozenset()
+    reached = set(order)
+    graph.order.extend(node_id for node_id in order if node_id in plans)
     for node_id, plan in plans.items():
         if node_id not in reached:
             graph.add(
@@ -171,6 +184,7 @@ def _read_nodes(nodes: Mapping[Any, Any], graph: _Graph) -> None:
         spec = known.get(class_type)
         if spec is None:
             graph.unreadable[node_id] = class_type
+            graph.inputs[node_id] = _read_inputs(given) if isinstance(given, Mapping) else {}
             near = graph.suggest.spelling(class_type, known)
             graph.add(
                 "missing_node_type", node_id, "",
@@ -183,13 +197,17 @@ def _read_nodes(nodes: Mapping[Any, Any], graph: _Graph) -> None:
             got = f"inputs is {kind_name(given)}, expected an object"
             graph.add("invalid_prompt", node_id, "", got)
             given = {}
-        given = {
-            name: _ref(value) if isinstance(value, (list, tuple)) else value
-            for name, value in given.items()
-            if isinstance(name, str)
-        }
+        given = _read_inputs(given)
         graph.plans[node_id] = plans.plan(spec, given)
         graph.inputs[node_id] = given
+
+
+def _read_inputs(given: Mapping[Any, Any]) -> dict[str, Any]:
+    return {
+        name: _ref(value) if isinstance(value, (list, tuple)) else value
+        for name, value in given.items()
+        if isinstance(name, str)
+    }
 
 
 def _ref(value: Sequence[Any]) -> Any:
@@ -197,6 +215,14 @@ def _ref(value: Sequence[Any]) -> Any:
     if len(value) == 2 and isinstance(value[0], str) and type(value[1]) is int:
         return value if type(value) is Link else Link(value[0], value[1])
     return tuple(value) if type(value) is Link else value
+
+
+def _meant(value: Sequence[Any]) -> str:
+    """Id of the node that a broken link such as ``[6, 0]`` may mean, or ""."""
+    source = value[0] if len(value) == 2 else ""
+    if type(source) is int and abs(source) < _MAX_ID:
+        return str(source)
+    return source if isinstance(source, str) else ""
 
 
 def _order(outputs: Iterable[str], sources: Mapping[str, list[str]]) -> tuple[list[str], bool]:
@@ -263,12 +289,7 @@ def _check_node(node_id: str, plan: Plan, given: Mapping[str, Any], graph: _Grap
         if type(value) is Link:
             _check_link(node_id, item, value, graph)
         elif isinstance(value, (list, tuple)):
-            if item.multiselect or item.widget:
-                hint = 'a list that is no link is written {"__value__": [...]}'
-            else:
-                hint = "a link is [node id as a string, slot as an integer]"
-            got = f"got a list {shown(value)}"
-            graph.add("bad_linked_input", node_id, item.name, got, hint)
+            _broken_link(node_id, item, value, graph)
         else:
             for fault in literal_faults(item, value, graph.catalogue):
                 hint, fixes = fault.suggestion, fault.fixes
@@ -278,6 +299,19 @@ def _check_node(node_id: str, plan: Plan, given: Mapping[str, Any], graph: _Grap
                     hint, fixes = graph.suggest.output_of(node_id, item)
                 message, severity = fault.message, fault.severity
                 graph.add(fault.type, node_id, item.name, message, hint, severity, fixes)
+
+
+def _broken_link(node_id: str, item: InputSpec, value: Sequence[Any], graph: _Graph) -> None:
+    """A list that is no well-formed link."""
+    hint, fixes = "a link is [node id as a string, slot as an integer]", ()
+    if item.multiselect or item.widget:
+        hint = 'a list that is no link is written {"__value__": [...]}'
+    elif item.is_link:
+        _, fixes = graph.suggest.output_of(node_id, item, _meant(value))
+        if fixes:
+            hint += f', such as ["{shown(fixes[0].node)}", {fixes[0].slot}]'
+    got = f"got a list {shown(value)}"
+    graph.add("bad_linked_input", node_id, item.name, got, hint, ERROR, fixes)
 
 
 def _unknown_input(node_id: str, plan: Plan, name: str, graph: _Graph) -> None:
@@ -306,9 +340,12 @@ def _missing_input(node_id: str, item: InputSpec, graph: _Graph) -> None:
 def _check_link(node_id: str, item: InputSpec, link: Link, graph: _Graph) -> None:
     source = graph.plans.get(link.node)
     if source is None:
-        # A node that exists but could not be read has its own problem already.
-        reason = "could not be read" if link.node in graph.unreadable else "does not exist"
-        message = f"link to node {shown(link.node)}, which {reason}"
+        if link.node in graph.unreadable:
+            # That node has a problem of its own; where it is mended, the link is right as it is.
+            message = f"link to node {shown(link.node)}, which is of no known class"
+            graph.add("bad_linked_input", node_id, item.name, message, "mend that node first")
+            return
+        message = f"link to node {shown(link.node)}, which does not exist"
         hint, fixes = graph.suggest.output_of(node_id, item)
         graph.add("bad_linked_input", node_id, item.name, message, hint, ERROR, fixes)
         return
