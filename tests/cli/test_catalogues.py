@@ -170,3 +170,13 @@ def test_unknown_catalogues_are_one_line_that_says_what_there_is(run, good, name
     assert name in err
     assert len(err.splitlines()) == 1
     assert "http://HOST:PORT" in err or "cannot read" in err
+
+
+def test_without_the_data_folder_it_is_said_where_catalogues_were_looked_for(
+    run, good, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("FLOWLOOM_DATA", str(tmp_path / "elsewhere"))
+    status, _, err = run("validate", good, "--catalogue", "example")
+    assert status == 2
+    assert str(tmp_path / "elsewhere" / "catalogues") in err
+    assert "FLOWLOOM_DATA" in err

@@ -47,9 +47,10 @@ def open_catalogue(source: str, headers: Sequence[str] = ()) -> Catalogue:
     path = folder / f"{source}.json.gz"
     if not path.is_file():
         shipped = sorted(file.name.removesuffix(".json.gz") for file in folder.glob("*.json.gz"))
+        lack = "" if shipped else f" (none is in {folder}; FLOWLOOM_DATA names another data folder)"
         raise CatalogueError(
             f"catalogue: got {source!r}, expected {', '.join(['embedded', *shipped])}, "
-            "http://HOST:PORT, or a .json or .json.gz file"
+            f"http://HOST:PORT, or a .json or .json.gz file{lack}"
         )
     return Catalogue.load(path)
 
