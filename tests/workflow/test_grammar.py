@@ -245,6 +245,28 @@ def test_forced_is_the_only_legal_token(grammar):
     assert forced > 10
 
 
+def test_a_forced_run_ends_at_the_next_choice(grammar):
+    """The code begins with the only output node; rows of different runs are padded by -1."""
+    state, rng, longest = grammar.start(32), np.random.default_rng(5), 0
+    assert state.forced_run().tolist() == [[state.forced()[0]]] * 32
+    while not state.done.all():
+        run, before = state.forced_run(), state.used.copy()
+        assert (state.used == before).all()
+        longest = max(longest, run.shape[1])
+        follow = state.select(np.arange(32))
+        for row, tokens in enumerate(run.tolist()):
+            taken = [token for token in tokens if token >= 0]
+            assert tokens == taken + [-1] * (len(tokens) - len(taken))
+            alone = follow.select(np.array([row]))
+            for token in taken:
+                assert alone.forced().tolist() == [token]
+                alone.advance(np.array([token]))
+            assert alone.forced().tolist() == [-1]
+        mask = state.mask()
+        state.advance(np.where(mask, rng.random(mask.shape), -1).argmax(1))
+    assert longest > 1
+
+
 @pytest.mark.parametrize("world", ["embedded", "split"])
 def test_holes_agree_with_annotation(grammar, split, world):
     """A class token belongs to the node it opens, by the codec; the hole to the link it fills."""

@@ -98,6 +98,19 @@ class State:
         mask = self.mask()
         return np.where((mask.sum(1) == 1) & ~self.done, mask.argmax(1), -1).astype(np.int32)
 
+    def forced_run(self) -> np.ndarray:
+        """What every row must take until its next choice or its end [B, L], -1 behind that.
+
+        L is the longest run, 0 where no row is forced. No row moves.
+        """
+        state, rows, run = self.select(np.arange(len(self))), np.arange(len(self)), []
+        while len(state) and ((only := state.forced()) >= 0).any():
+            state, rows = state.select(only >= 0), rows[only >= 0]
+            run.append(np.full(len(self), -1, np.int32))
+            run[-1][rows] = only[only >= 0]
+            state.advance(run[-1][rows])
+        return np.stack(run, 1) if run else np.empty((len(self), 0), np.int32)
+
     def mask(self) -> np.ndarray:
         """Legal next tokens [B, V]; never empty. Computed once per position; do not write to it."""
         if self._mask is None:
