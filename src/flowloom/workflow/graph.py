@@ -148,7 +148,7 @@ class Workflow:
         nodes = {}
         for old in order:
             node = self.nodes[old]
-            inputs = {name: node.inputs[name] for name in _input_order(node, catalogue)}
+            inputs = {name: node.inputs[name] for name in input_order(node, catalogue)}
             for name, value in inputs.items():
                 if _is_link(value):
                     inputs[name] = Link(ids.get(value.node, value.node), value.slot)
@@ -213,7 +213,7 @@ class Workflow:
 
     def _sources(self, node_id: str, catalogue: Any = None) -> list[str]:
         node = self.nodes[node_id]
-        links = (node.inputs[name] for name in _input_order(node, catalogue))
+        links = (node.inputs[name] for name in input_order(node, catalogue))
         return [v.node for v in links if _is_link(v) and v.node in self.nodes]
 
     def _digests(
@@ -300,7 +300,8 @@ def _is_link(value: Any) -> TypeGuard[Link]:
     return type(value) is Link
 
 
-def _input_order(node: Node, catalogue: Any) -> list[str]:
+def input_order(node: Node, catalogue: Any) -> list[str]:
+    """Names of a node's inputs as the catalogue orders them, the rest by name."""
     spec = None if catalogue is None else catalogue.nodes.get(node.class_type)
     if spec is None:
         return sorted(node.inputs)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from flowloom.workflow.graph import Link, Node, Workflow
+from flowloom.workflow.graph import Link, Workflow, input_order
 
 
 class Side:
@@ -41,7 +41,7 @@ class Side:
 
     def inputs(self, node_id: str) -> list[str]:
         """Names of a node's inputs, in the catalogue's order or by name."""
-        return _input_order(self.nodes[node_id], self._catalogue)
+        return input_order(self.nodes[node_id], self._catalogue)
 
     def label(self, interned: dict[Any, int]) -> None:
         """Number what each node is by itself, below it and above it; equal means equal.
@@ -144,13 +144,6 @@ def _spread(old: Side, new: Side, found: dict[str, str], taken: set[str], name: 
             (reader, key), (other_reader, other_key) = old.readers[a][0], new.readers[b][0]
             if key == other_key:
                 add(reader, other_reader)
-
-
-def _input_order(node: Node, catalogue: Any) -> list[str]:
-    """Names of a node's inputs as its schema orders them, the rest by name."""
-    spec = None if catalogue is None else catalogue.nodes.get(node.class_type)
-    known = [] if spec is None else [i.name for i in spec.inputs if i.name in node.inputs]
-    return known + sorted(node.inputs.keys() - set(known))
 
 
 def exact(value: Any) -> str:
