@@ -120,6 +120,14 @@ def test_broken_files_are_one_line(run, tmp_path, data):
     assert len(err.splitlines()) == 1
 
 
+def test_a_file_that_holds_another_thing_is_named(run, good, tmp_path):
+    (tmp_path / "other.json").write_text('{"nodes": {"A": {}}, "files": []}')
+    for path in (good, tmp_path / "other.json"):
+        status, _, err = run("catalogue", "diff", "embedded", path)
+        assert status == 2
+        assert str(path) in err
+
+
 def test_install_needs_files(run, tmp_path):
     command = ("catalogue", "snapshot", "--catalogue", "embedded", "--out", tmp_path / "x.json")
     status, _, err = run(*command, "--install")

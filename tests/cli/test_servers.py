@@ -134,6 +134,7 @@ def test_other_answers_are_one_line(run, server, good, path, says):
     status, out, err = run("validate", good, "--catalogue", server.address + path)
     assert (status, out) == (2, "")
     assert says in err
+    assert server.address + path in err
     assert len(err.splitlines()) == 1
 
 

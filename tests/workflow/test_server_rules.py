@@ -1,5 +1,5 @@
 """Facts: on flows broken at random the verdict is the server's, as an oracle of its rules gives it
-that reads nothing but the raw `object_info` (COMFYUI.md 2.1, 3 and 5); what is refused in addition
+that reads nothing but the raw `object_info`; what is refused in addition
 is named by types of our own."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The editor's format (what people save and share) to a workflow and back (COMFYUI.md 4).
+"""The editor's format (what people save and share) to a workflow and back.
 
 `from_ui` opens subgraphs, resolves what is only drawn and names every literal; `to_ui` lays a
 workflow out from left to right. From a file and back again gives the same workflow.

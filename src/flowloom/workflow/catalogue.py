@@ -79,25 +79,17 @@ class Catalogue:
             return _embedded()
         if re.match(r"https?://", str(source)):
             try:
-                answer = object_info.fetch(str(source), headers)
+                data, name = object_info.fetch(str(source), headers), str(source)
             except ValueError as error:
                 raise CatalogueError(f"catalogue {error}") from error
-            return Catalogue.from_object_info(answer, name=str(source))
-        path = Path(source)
-        if not path.name.endswith((".json", ".json.gz")):
-            raise CatalogueError(
-                f"catalogue {source}: expected 'embedded', http://HOST:PORT, or a .json or "
-                ".json.gz file"
-            )
+        else:
+            data, name = _read_file(Path(source))
         try:
-            raw = path.read_bytes()
-            data = json.loads(gzip.decompress(raw) if path.name.endswith(".gz") else raw)
-        except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
-            raise CatalogueError(f"catalogue {source}: cannot read: {error}") from error
-        stem = path.name.removesuffix(".gz").removesuffix(".json")
-        if isinstance(data, dict) and isinstance(data.get("nodes"), dict) and "files" in data:
-            return Catalogue.from_json(data)
-        return Catalogue.from_object_info(data, name=stem)
+            if isinstance(data, dict) and isinstance(data.get("nodes"), dict) and "files" in data:
+                return Catalogue.from_json(data)
+            return Catalogue.from_object_info(data, name)
+        except CatalogueError as error:
+            raise CatalogueError(f"{source}: {error}") from error
 
     @staticmethod
     def from_json(data: Any) -> Catalogue:
@@ -219,6 +211,20 @@ class Catalogue:
 @lru_cache(maxsize=1)
 def _embedded() -> Catalogue:
     return Catalogue.from_json(json.loads((DATA / "embedded.json").read_text()))
+
+
+def _read_file(path: Path) -> tuple[Any, str]:
+    """Parsed JSON of a .json or .json.gz file, and its name without suffixes."""
+    if not path.name.endswith((".json", ".json.gz")):
+        raise CatalogueError(
+            f"catalogue {path}: expected 'embedded', http://HOST:PORT, or a .json or .json.gz file"
+        )
+    try:
+        raw = path.read_bytes()
+        data = json.loads(gzip.decompress(raw) if path.name.endswith(".gz") else raw)
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
+        raise CatalogueError(f"catalogue {path}: cannot read: {error}") from error
+    return data, path.name.removesuffix(".gz").removesuffix(".json")
 
 
 def _one_line(text: str) -> str:

@@ -1,4 +1,4 @@
-"""From the editor's sheets to plain nodes: subgraphs opened, stand-ins resolved (COMFYUI.md 4).
+"""From the editor's sheets to plain nodes: subgraphs opened, stand-ins resolved.
 
 The editor draws things that a server never sees: subgraphs, reroutes, primitives, notes, muted and
 bypassed nodes. What is left is one `Leaf` per node that runs, with the source of each linked input.

@@ -292,7 +292,7 @@ def _literal(
 
 
 def is_link_shape(value: Any) -> bool:
-    """Whether API JSON reads `value` as a link: every list of two is one (COMFYUI.md 4)."""
+    """Whether API JSON reads `value` as a link: every list of two is one."""
     return isinstance(value, (list, tuple)) and len(value) == 2
 
 

@@ -25,7 +25,7 @@ _EDITOR_TYPES = frozenset(
     {"AUDIO_RECORD", "COLOR", "CURVE", "IMAGECOMPARE", "LOAD_3D", "LOAD_3D_ANIMATION", "WEBCAM"}
 )
 
-# Which folder of the server feeds an input: by class and input, then by input name (COMFYUI.md 7).
+# Which folder of the server feeds an input: by class and input, then by input name.
 _FOLDER_OF = {
     "CLIPVisionLoader.clip_name": "clip_vision",
     "CustomCombo.choice": None,

@@ -1,6 +1,6 @@
 """Text chunks of PNG files, where ComfyUI keeps the workflow that made a picture.
 
-Chunk `prompt` holds API JSON, chunk `workflow` the editor's format (COMFYUI.md 4). Needs no imaging
+Chunk `prompt` holds API JSON, chunk `workflow` the editor's format. Needs no imaging
 library. Reading is bounded, for files come from strangers: a small chunk can unpack to gigabytes.
 Chunks: PNG specification, third edition, 5 and 11.3.3.
 """

@@ -1,7 +1,7 @@
 """Profiles: which node classes a grammar writes, out of all that a server has.
 
 A catalogue of a real server has hundreds of classes, most of them for video, sound and 3D. The
-text-to-image profile names the core classes of such workflows in three bands (COMFYUI.md 7.1).
+text-to-image profile names the core classes of such workflows in three bands.
 """
 
 from __future__ import annotations

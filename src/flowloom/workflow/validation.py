@@ -1,7 +1,7 @@
 """Every problem of a workflow at once, without a server.
 
-Error types are ComfyUI's own where it has one; the rest are things it accepts and fails on later
-(COMFYUI.md 3). Written without the codec and the grammar, which are tested against it.
+Error types are ComfyUI's own where it has one; the rest are things it accepts and fails on later.
+Written without the codec and the grammar, which are tested against it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Literals as the editor stores them, by position with extras in between, to inputs and back.
 
 A node's literals ("widgets") lie in `widgets_values` in schema order. The editor puts values of its
-own between them: what happens to a seed after a run, and upload buttons (COMFYUI.md 4).
+own between them: what happens to a seed after a run, and upload buttons.
 """
 
 from __future__ import annotations
