@@ -520,6 +520,12 @@ def test_malformed_files_raise_only_canvas_errors(file):
         from_ui(file, CATALOGUE)
 
 
+def test_a_malformed_link_is_told_by_its_place():
+    file = {"nodes": [TEXT], "links": [None, [1, 1, 0, 2, 0, "T"], [1, 2]]}
+    with pytest.raises(CanvasError, match=r"^canvas: links\[2\]: got list"):
+        from_ui(file, CATALOGUE)
+
+
 @pytest.mark.parametrize(
     "links", [[[7, 99, 0, 4, 0, "T"]], [], [[7, 4, 5, 4, 0, "T"]], [[7, -10, 0, 4, 0, "T"]]]
 )

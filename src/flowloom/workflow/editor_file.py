@@ -151,9 +151,9 @@ def _read_sheet(raw: dict[str, Any], sheet_id: str) -> Sheet:
     wires: dict[str, Wire] = {}
     links = raw.get("links")
     rows = list(links.values()) if isinstance(links, dict) else _list(links, f"{where}: links")
-    for row in rows:
+    for k, row in enumerate(rows):
         if row is not None:  # the editor leaves holes where links were removed
-            wire_id, wire = _read_wire(row, where)
+            wire_id, wire = _read_wire(row, f"{where}: links[{k}]")
             wires[wire_id] = wire
     inputs = _read_slots(raw.get("inputs"), f"{where}: inputs") if sheet_id else ()
     return Sheet(sheet_id, name or "", blocks, wires, inputs)
@@ -229,7 +229,6 @@ def _read_slots(raw: Any, where: str) -> tuple[Slot, ...]:
 
 
 def _read_wire(raw: Any, where: str) -> tuple[str, Wire]:
-    where = f"{where}: link"
     if isinstance(raw, dict):
         keys = ("id", "origin_id", "origin_slot", "target_id", "target_slot")
         parts = [raw.get(key) for key in keys]

@@ -75,6 +75,8 @@ _INPUT_FILES = {
     "LoadLatent.latent": f"{INPUT_FOLDER}/latents",
 }
 _MALFORMED = (TypeError, KeyError, AttributeError, IndexError, ValueError, OverflowError)
+# What a proxy answers to someone who does not say who they are.
+_REFUSED = (401, 403, 407)
 # More inputs than a growing one has in any server.
 _MAX_GROWN = 1_000
 
@@ -251,7 +253,10 @@ def get_json(address: str, headers: Mapping[str, str] | None, timeout_s: float) 
         with urllib.request.urlopen(request, timeout=timeout_s) as answer:
             kind, body = answer.headers.get_content_type(), answer.read()
     except urllib.error.HTTPError as error:
-        raise ValueError(f"{address}: got HTTP {error.code}, expected a ComfyUI server") from error
+        asks = ", or a header that lets one in" if error.code in _REFUSED else ""
+        raise ValueError(
+            f"{address}: got HTTP {error.code}, expected a ComfyUI server{asks}"
+        ) from error
     except http.client.IncompleteRead as error:
         raise ValueError(f"{address}: the answer broke off, expected a ComfyUI server") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
