@@ -143,6 +143,13 @@ def test_choices(catalogue, inputs, expected):
     assert found(validate(flow("Resize", input=["1", 0], **inputs), catalogue)) == expected
 
 
+def test_an_input_of_another_choice_is_told_what_it_goes_with(catalogue):
+    api = flow("Resize", input=["1", 0], mode="bot", **{"mode.width": 64})
+    hints = {p.input: p.suggestion for p in validate(api, catalogue)}
+    assert hints["mode"] == "did you mean both?"
+    assert hints["mode.width"] == "it goes with mode = both"
+
+
 @pytest.mark.parametrize(
     ("names", "expected"),
     [

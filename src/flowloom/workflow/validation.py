@@ -315,9 +315,14 @@ def _broken_link(node_id: str, item: InputSpec, value: Sequence[Any], graph: _Gr
 
 
 def _unknown_input(node_id: str, plan: Plan, name: str, graph: _Graph) -> None:
-    growing = plan.spec.by_name.get(name.rpartition(".")[0] or name)
+    above, _, short = name.rpartition(".")
+    growing, choice = plan.spec.by_name.get(above or name), plan.by_name.get(above)
+    branches = () if choice is None else choice.branches
+    keys = [shown(key) for key, inner in branches if any(item.name == short for item in inner)]
     if growing is not None and growing.element is not None:
         hint = f"inputs of {growing.name} are {growing.name}.{growing.names[0]} and so on"
+    elif keys:
+        hint = f"it goes with {above} = {' or '.join(keys[:3])}"
     else:
         near = graph.suggest.spelling(name, plan.by_name)
         hint = f"did you mean {near[0]}?" if near else ""
