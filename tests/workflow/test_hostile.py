@@ -143,6 +143,15 @@ def test_values_in_each_other_many_times_over():
             {"nodes": {"A": {"inputs": [{"name": "a", "type": "INT", "min": "0"}], "outputs": []}}},
             "input 'a': min is no number",
         ),
+        (
+            {
+                "nodes": {
+                    "A": {"inputs": [{"name": "a", "type": "INT", "required": 9}], "outputs": []}
+                }
+            },
+            "input 'a': required is no boolean",
+        ),
+        ({"nodes": {"A": {"inputs": [], "outputs": [], "deprecated": 1 << 40}}}, "deprecated"),
         ({"nodes": {}, "limits": {"pixels": "many"}}, "pixels"),
         ({"nodes": {}, "limits": {"batch": -1}}, "batch"),
         ({"nodes": {}, "files": [{"folder": 1, "name": "", "sha256": "", "family": ""}]}, "file"),

@@ -8,7 +8,7 @@ one kind, named ``growing.name0`` and so on. `active_inputs` lists what a node h
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -130,6 +130,7 @@ def _expand(
             yield from _expand(inner, given, f"{name}.", needed)
 
 
+_FLAGS = tuple(f.name for f in fields(InputSpec) if f.type == "bool")
 _BOUNDS = ("min", "max", "step")
 
 
@@ -137,6 +138,8 @@ def spec_fault(spec: NodeSpec) -> str:
     """What is wrong with the facts of a class that was read from a file, or ""."""
     if not all(isinstance(name, str) for name in (*spec.outputs, *spec.output_names)):
         return "an output that is no text"
+    if not all(isinstance(flag, bool) for flag in (spec.output_node, spec.deprecated)):
+        return "output_node or deprecated is no boolean"
     found = (fault for item in spec.inputs if (fault := _input_fault(item)))
     return next(found, "")
 
@@ -146,6 +149,9 @@ def _input_fault(item: InputSpec) -> str:
     if not all(isinstance(text, str) for text in texts):
         return "an input whose name, type or folder is no text"
     where = f"input {item.name[:40]!r}"
+    for flag in _FLAGS:
+        if not isinstance(getattr(item, flag), bool):
+            return f"{where}: {flag} is no boolean"
     for bound in _BOUNDS:
         value = getattr(item, bound)
         is_number = type(value) in (int, float) and value == value and not json_fault(value)
