@@ -108,12 +108,14 @@ def test_the_editors_format_is_judged_as_what_it_stands_for(run_json, editor_fil
 def test_classes_the_editor_has_and_the_catalogue_lacks_are_problems(run_json, editor_file, save):
     editor_file["nodes"][4]["type"] = "KSampla"
     editor_file["nodes"][6]["type"] = "Unheard"
+    editor_file["nodes"][0]["widgets_values"] = ["gone.safetensors"]
     status, answer = _validate(run_json, save(editor_file))
     assert status == 1
     problems = answer["results"][0]["problems"]
     assert [(p["type"], p["node_id"], p["class_type"]) for p in problems] == [
         ("missing_node_type", "5", "KSampla"),
         ("missing_node_type", "7", "Unheard"),
+        ("value_not_in_list", "1", "CheckpointLoaderSimple"),
     ]
     assert problems[0]["suggestion"] == "did you mean KSampler?"
 

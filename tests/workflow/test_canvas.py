@@ -18,7 +18,7 @@ import pytest
 
 from flowloom.workflow.canvas import CanvasError, from_ui, is_ui, to_ui
 from flowloom.workflow.catalogue import Catalogue
-from flowloom.workflow.graph import Workflow
+from flowloom.workflow.graph import Link, Workflow
 
 THING = ["THING", {}]
 INFO: dict[str, Any] = {
@@ -396,6 +396,17 @@ def test_every_missing_class_is_named():
     with pytest.raises(CanvasError, match=r"Gone \(node 1, 3\); Lost \(node 2\)") as raised:
         from_ui(ui(node(1, "Gone"), node(2, "Lost"), node(3, "Gone"), TEXT | {"id": 4}), CATALOGUE)
     assert raised.value.missing == (("1", "Gone"), ("2", "Lost"), ("3", "Gone"))
+
+
+def test_a_missing_class_keeps_its_links_where_it_is_not_refused():
+    file = ui(
+        TEXT,
+        node(2, "Gone", [("thing", "THING", 7)], values=(5,)),
+        links=[[7, 1, 0, 2, 0, "THING"]],
+    )
+    read = from_ui(file, CATALOGUE, known_only=False).workflow
+    assert read.nodes["2"].inputs == {"thing": Link("1", 0)}
+    assert read.nodes["1"].inputs
 
 
 def test_titles_of_people_are_kept():

@@ -143,6 +143,16 @@ def test_choices(catalogue, inputs, expected):
     assert found(validate(flow("Resize", input=["1", 0], **inputs), catalogue)) == expected
 
 
+def test_a_class_that_is_like_no_other_is_taken_for_none():
+    spec = {"input": {"required": {}}, "output": []}
+    catalogue = Catalogue.from_object_info({"LTXVAudioVAEEncode": spec, "KSampler": spec})
+    hints = {}
+    for name in ("ClaudeNode", "ksampler_"):
+        problems = validate({"1": {"class_type": name, "inputs": {}}}, catalogue)
+        hints[name] = [p.suggestion for p in problems if p.type == "missing_node_type"]
+    assert hints == {"ClaudeNode": [""], "ksampler_": ["did you mean KSampler?"]}
+
+
 def test_an_input_of_another_choice_is_told_what_it_goes_with(catalogue):
     api = flow("Resize", input=["1", 0], mode="bot", **{"mode.width": 64})
     hints = {p.input: p.suggestion for p in validate(api, catalogue)}

@@ -104,7 +104,6 @@ def test_all_problems_at_once(embedded):
     api["6"]["class_type"] = "CLIPTextEncoder"
     api["50"] = copy.deepcopy(PLAIN["5"])
     assert sorted(found(validate(api, embedded))) == [
-        ("bad_linked_input", "3", "positive"),
         ("missing_node_type", "6", ""),
         ("required_input_missing", "3", "cfg"),
         ("return_type_mismatch", "3", "model"),
@@ -114,8 +113,6 @@ def test_all_problems_at_once(embedded):
     ]
     missing = next(p for p in validate(api, embedded) if p.type == "missing_node_type")
     assert missing.suggestion == "did you mean CLIPTextEncode?"
-    link = next(p for p in validate(api, embedded) if p.type == "bad_linked_input")
-    assert (link.suggestion, link.fixes) == ("mend that node first", ())
 
 
 @pytest.mark.parametrize(
@@ -225,9 +222,9 @@ def test_garbage_never_raises(embedded, value):
 @settings(max_examples=200)
 def test_damaged_flows_never_raise(embedded, node, key, value, other):
     api = copy.deepcopy(PLAIN)
-    api[node][key] = value
     api["3"]["inputs"]["steps"] = other
     api["3"]["inputs"]["model"] = other
+    api[node][key] = value  # last, for it may take the inputs away
     validate(api, embedded)
 
 

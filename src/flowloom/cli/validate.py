@@ -6,13 +6,13 @@ from argparse import Namespace
 from collections import Counter
 from collections.abc import Sequence
 
-from flowloom.cli import NO, OK, USAGE
+from flowloom.cli import NO, OK, USAGE, one_line
 from flowloom.cli.catalogues import open_catalogue
 from flowloom.cli.output import Lines, Part, counted, print_json, progress
 from flowloom.cli.sources import Inputs, Source, report_unreadable
 from flowloom.workflow import Catalogue, Problem
 from flowloom.workflow import validate as find_problems
-from flowloom.workflow.canvas import CanvasError, is_ui
+from flowloom.workflow.canvas import from_ui, is_ui
 
 FIELDS = ("type", "severity", "node_id", "class_type", "input", "message", "suggestion")
 """What `--json` tells of a problem."""
@@ -56,14 +56,9 @@ def check(source: Source, catalogue: Catalogue) -> list[Problem]:
     if not is_ui(source.value):
         return find_problems(source.value, catalogue)
     try:
-        converted = source.read(catalogue)
-    except CanvasError as error:
-        nodes = {i: {"class_type": name, "inputs": {}} for i, name in error.missing}
-        found = find_problems(nodes, catalogue) if nodes else []
-        missing = [problem for problem in found if problem.type == "missing_node_type"]
-        return missing or [Problem("invalid_prompt", ERROR, "", "", "", str(error))]
-    except ValueError as error:
-        return [Problem("invalid_prompt", ERROR, "", "", "", str(error))]
+        converted = from_ui(source.value, catalogue, known_only=False)
+    except (ValueError, RecursionError) as error:
+        return [Problem("invalid_prompt", ERROR, "", "", "", one_line(error))]
     notes = [Problem("conversion", WARNING, "", "", "", text) for text in converted.warnings]
     return [*notes, *find_problems(converted.workflow, catalogue)]
 

@@ -43,11 +43,17 @@ def is_ui(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("nodes"), list)
 
 
-def from_ui(ui: Any, catalogue: Catalogue) -> Converted:
+def from_ui(ui: Any, catalogue: Catalogue, known_only: bool = True) -> Converted:
     """Convert a workflow of the editor to one that a server takes.
 
     Random choices and comments in prompts, which the editor expands before it sends them, are kept
     as they are written and named in the warnings: no dice are rolled here.
+
+    Args:
+        ui: Parsed JSON.
+        catalogue: Node facts.
+        known_only: Refuse classes that the catalogue lacks. Else their nodes keep only their links,
+            so that validation can say what else is wrong.
 
     Raises:
         CanvasError: `ui` is malformed, or has nodes of classes that the catalogue lacks; the
@@ -57,7 +63,7 @@ def from_ui(ui: Any, catalogue: Catalogue) -> Converted:
     missing = tuple(
         (leaf.id, leaf.block.type) for leaf in leaves if leaf.block.type not in catalogue.nodes
     )
-    if missing:
+    if missing and known_only:
         raise CanvasError(_missing_text(missing), missing)
     nodes: dict[str, Node] = {}
     warnings: list[str] = []
@@ -74,8 +80,9 @@ def from_ui(ui: Any, catalogue: Catalogue) -> Converted:
             raise CanvasError(
                 f"canvas: node {shown(leaf.id)}: got two nodes with this id, expected one"
             )
-        spec = catalogue.nodes[leaf.block.type]
-        nodes[leaf.id] = Node(spec.class_type, _inputs(leaf, spec, stored, warnings))
+        spec = catalogue.nodes.get(leaf.block.type)
+        given = _links(leaf) if spec is None else _inputs(leaf, spec, stored, warnings)
+        nodes[leaf.id] = Node(leaf.block.type, given)
     titles = {
         leaf.id: leaf.block.title
         for leaf in leaves
@@ -93,11 +100,15 @@ def _missing_text(missing: tuple[tuple[str, str], ...]) -> str:
     return f"canvas: classes that the catalogue lacks: {'; '.join(named)}{more}"
 
 
+def _links(leaf: Leaf) -> dict[str, Any]:
+    return {name: source for name, source in leaf.sources.items() if isinstance(source, Link)}
+
+
 def _inputs(
     leaf: Leaf, spec: NodeSpec, stored: Callable[[Block], dict[str, Any]], warnings: list[str]
 ) -> dict[str, Any]:
     """A node's inputs in schema order: what is linked, else its literals."""
-    links = {name: s for name, s in leaf.sources.items() if isinstance(s, Link)}
+    links = _links(leaf)
     fixed: dict[str, Any] = {}
     for name, source in leaf.sources.items():
         if isinstance(source, Stored):

@@ -183,7 +183,7 @@ def _nearest_names(value: str, names: list[str]) -> list[str]:
     close = difflib.get_close_matches(value, names, 3, 0.6)
     if not alike and not close:
         plain = {_plain(name): name for name in names}
-        close = [plain[name] for name in difflib.get_close_matches(_plain(value), plain, 3, 0.6)]
+        close = [plain[name] for name in difflib.get_close_matches(_plain(value), plain, 3, 0.7)]
     return list(dict.fromkeys(alike + close))
 
 

@@ -346,9 +346,7 @@ def _check_link(node_id: str, item: InputSpec, link: Link, graph: _Graph) -> Non
     source = graph.plans.get(link.node)
     if source is None:
         if link.node in graph.unreadable:
-            # That node has a problem of its own; where it is mended, the link is right as it is.
-            message = f"link to node {shown(link.node)}, which is of no known class"
-            graph.add("bad_linked_input", node_id, item.name, message, "mend that node first")
+            # That node has a problem of its own; where it is mended, the link may be right.
             return
         message = f"link to node {shown(link.node)}, which does not exist"
         hint, fixes = graph.suggest.output_of(node_id, item)
