@@ -284,7 +284,14 @@ def test_the_greatest_value_may_lie_on_no_step():
 
 @pytest.mark.parametrize(
     ("value", "fix"),
-    [("DPM++ 2M", "dpmpp_2m"), ("Res Multistep", "res_multistep"), ("8.0", 8), ("fst", "fast")],
+    [
+        ("DPM++ 2M", "dpmpp_2m"),
+        ("DPM++ 2M Karras", "dpmpp_2m"),
+        ("Res Multistep", "res_multistep"),
+        ("Res M", "res_multistep"),
+        ("8.0", 8),
+        ("fst", "fast"),
+    ],
 )
 def test_options_as_people_write_them(catalogue, value, fix):
     (problem,) = validate(flow("Values", **{**GOOD, "mode": value}), catalogue)

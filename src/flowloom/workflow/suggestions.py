@@ -19,6 +19,8 @@ from flowloom.workflow.plans import Plan
 
 MAX_LOOKUPS = 60
 _MAX_NAMES, _MAX_TEXT, _MOST = 1000, 120, 5
+# Letters from which on a name is taken for the beginning of a longer one.
+_LEAST_CUT = 4
 # Parts of a file name that say how its numbers are stored, not what they are.
 _FORMAT = re.compile(
     r"safetensors|sft|ckpt|gguf|pth?|bin|fp\d+|bf16|int\d|e\dm\d\w*|scaled|pruned|mixed|convrot"
@@ -179,11 +181,16 @@ def _plain(name: str) -> str:
 
 
 def _nearest_names(value: str, names: list[str]) -> list[str]:
-    alike = [name for name in names if _plain(name) == _plain(value)]
+    """Names like a value: but for case, cut short ("euler a"), with a word more, or misspelt."""
+    wanted, plain = _plain(value), {_plain(name): name for name in names}
+    alike = [name for name in names if _plain(name) == wanted]
+    if not alike and len(wanted) >= _LEAST_CUT:
+        alike = [plain[name] for name in sorted(plain, key=len) if name.startswith(wanted)][:3]
+        less = [name for name in plain if name and wanted.startswith(f"{name}_")]
+        alike += [plain[name] for name in sorted(less, key=len, reverse=True)[:1]]
     close = difflib.get_close_matches(value, names, 3, 0.6)
     if not alike and not close:
-        plain = {_plain(name): name for name in names}
-        close = [plain[name] for name in difflib.get_close_matches(_plain(value), plain, 3, 0.7)]
+        close = [plain[name] for name in difflib.get_close_matches(wanted, plain, 3, 0.7)]
     return list(dict.fromkeys(alike + close))
 
 
