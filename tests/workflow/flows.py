@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from flowloom.workflow import Catalogue, Workflow
+import numpy as np
+
+from flowloom.workflow import Catalogue, Grammar, Workflow
 
 # The plain text-to-image flow in the form ComfyUI saves it, every value on the embedded grids.
 PLAIN: dict[str, Any] = {
@@ -169,3 +171,17 @@ def split_catalogue() -> Catalogue:
     ]
     limits = {"pixels": 2048 * 2048, "batch": 1, "work": 1e12}
     return Catalogue.from_json({"name": "split", "nodes": nodes, "files": files, "limits": limits})
+
+
+def every_code(grammar: Grammar) -> list[list[int]]:
+    """All token sequences of a grammar, by walking its masks."""
+    found, state, prefixes = [], grammar.start(1), [[]]
+    while prefixes:
+        rows, tokens = np.nonzero(state.mask())
+        state = state.select(rows)
+        prefixes = [[*prefixes[r], t] for r, t in zip(rows.tolist(), tokens.tolist(), strict=True)]
+        state.advance(tokens)
+        found += [p for p, done in zip(prefixes, state.done, strict=True) if done]
+        prefixes = [p for p, done in zip(prefixes, state.done, strict=True) if not done]
+        state = state.select(~state.done)
+    return found

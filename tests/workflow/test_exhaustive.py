@@ -10,7 +10,6 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 
 from flowloom.workflow import (
@@ -23,6 +22,7 @@ from flowloom.workflow import (
     is_valid,
 )
 from flowloom.workflow import vocabulary as voc
+from tests.workflow.flows import every_code
 
 
 def _node(outputs: list[str], *inputs: dict[str, Any], output_node: bool = False) -> dict[str, Any]:
@@ -120,9 +120,6 @@ def random_nodes(seed: int) -> dict[str, Any]:
         nodes["Number"] = _node(["INT"])
     ends = [link("first", 0), link("second")][: rng.randint(1, 2)]
     return nodes | {"Save": _node([], *ends, output_node=True)}
-
-
-# -- the enumerator ----------------------------------------------------------------------------
 
 
 def _literals(entry: dict[str, Any]) -> list[Any]:
@@ -227,23 +224,6 @@ def _reaches(nodes: list, source: int, goal: int) -> bool:
         return True
     links = [int(v[0]) for v in nodes[source][1].values() if isinstance(v, list)]
     return any(_reaches(nodes, below, goal) for below in links)
-
-
-# -- the grammar -------------------------------------------------------------------------------
-
-
-def every_code(grammar: Grammar) -> list[list[int]]:
-    """All token sequences of a grammar, by walking its masks."""
-    found, state, prefixes = [], grammar.start(1), [[]]
-    while prefixes:
-        rows, tokens = np.nonzero(state.mask())
-        state = state.select(rows)
-        prefixes = [[*prefixes[r], t] for r, t in zip(rows.tolist(), tokens.tolist(), strict=True)]
-        state.advance(tokens)
-        found += [p for p, done in zip(prefixes, state.done, strict=True) if done]
-        prefixes = [p for p, done in zip(prefixes, state.done, strict=True) if not done]
-        state = state.select(~state.done)
-    return found
 
 
 def compare(nodes: dict[str, Any], budget: int) -> int:

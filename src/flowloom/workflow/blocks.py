@@ -201,9 +201,6 @@ def _type_of(workflow: Workflow, holes: Holes, link: Link) -> str:
     return holes.catalogue.nodes[workflow.nodes[link.node].class_type].outputs[link.slot]
 
 
-# -- growing inputs --------------------------------------------------------------------------------
-
-
 def _growing(workflow: Workflow, holes: Holes, full: bool) -> list[tuple[str, str, InputSpec]]:
     """Growing inputs that can lose (`full`) or gain one: node, dotted name, spec."""
     found = []

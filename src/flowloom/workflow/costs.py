@@ -143,8 +143,6 @@ class Costs:
             if np.array_equal(before, link):
                 return suffix, open_cost, need, link
 
-    # -- sizes -----------------------------------------------------------------------------------
-
     def _fill_areas(self) -> None:
         """`area[c]`: pixels of a class's canonical completion, `path_area[p]`: from p on.
 
@@ -178,8 +176,6 @@ class Costs:
         self.area = np.where(self.open_cost < NEVER, area, 0.0).max(1)
         self.path_area = np.where(self.suffix < NEVER, path, 0.0).max(1)
         self.most_area = float(max(self.area.max(), self.path_area.max()))
-
-    # -- families --------------------------------------------------------------------------------
 
     def _merge_families(self) -> None:
         """Costs by profile instead of family: `profile[f]` is the profile of family f."""

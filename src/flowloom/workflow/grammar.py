@@ -149,8 +149,6 @@ class Grammar:
                 break
         return accepted
 
-    # -- what random workflows and edits ask for -------------------------------------------------
-
     @property
     def families(self) -> tuple[str, ...]:
         """Families of the installed files; ("",) where there is none."""
@@ -188,8 +186,6 @@ class Grammar:
             if count:
                 counts[self.vocabulary.class_ids[name]] = count
         return counts
-
-    # -- tables ----------------------------------------------------------------------------------
 
     def _cheapest(self) -> int:
         """Fewest tokens of a workflow."""

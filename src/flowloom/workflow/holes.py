@@ -77,8 +77,6 @@ class Holes:
         embedded = weights_for(grammar) is shipped_weights("weights")
         self.weigher = None if embedded else Weigher(grammar)
 
-    # -- inputs ----------------------------------------------------------------------------------
-
     def of(self, node: Node) -> tuple[Hole, ...]:
         """What a node has, in schema order; values decide where the class is dynamic."""
         spec = self.catalogue.nodes[node.class_type]
@@ -132,8 +130,6 @@ class Holes:
             if any(types_match(out, wanted) for out in self.catalogue.nodes[c].outputs)
             and not any(hole.how == LINK for hole in self.of(Node(c, {})))
         ]
-
-    # -- literals --------------------------------------------------------------------------------
 
     def context(self, workflow: Workflow) -> Context:
         """Recipe and family by the model files of a workflow; the last one tells."""

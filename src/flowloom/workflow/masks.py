@@ -245,8 +245,6 @@ class _Mask:
         fits = (base[:, None] * gain <= limit[:, None]) | moot[:, None]
         self.mask[np.ix_(rows, t.size_columns)] &= fits
 
-    # -- near the budget -------------------------------------------------------------------------
-
     def _decide(self) -> None:
         """Ask the search about every token in doubt."""
         rows, tokens, slack = (np.concatenate(x) for x in zip(*self.doubts, strict=True))

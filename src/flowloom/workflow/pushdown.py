@@ -74,8 +74,6 @@ class State:
     def __len__(self) -> int:
         return len(self.done)
 
-    # -- questions -------------------------------------------------------------------------------
-
     def holes(self) -> tuple[np.ndarray, np.ndarray]:
         """Field index [B] that the next token fills, and the node [B] it belongs to.
 
@@ -142,8 +140,6 @@ class State:
             at = self.open_at[np.arange(len(self)), np.maximum(holder, 0)]
             self._at = np.where(holder < 0, OUTSIDE, at)
         return self._at
-
-    # -- moves -----------------------------------------------------------------------------------
 
     def advance(self, tokens: np.ndarray) -> None:
         """Take one token per row, in place.

@@ -249,8 +249,6 @@ class Tables:
             return []
         return [token for token in found if token is not None]
 
-    # -- restrictions ----------------------------------------------------------------------------
-
     def restrict(self, require: Mapping[str, Any] | Iterable[str], forbid: Iterable[str]) -> None:
         """Narrow the rows; see `Grammar`.
 
@@ -290,8 +288,6 @@ class Tables:
                 f"{what} {key}={value}: no such input, or the value is not among its tokens"
             )
 
-    # -- after restriction -----------------------------------------------------------------------
-
     @cached_property
     def has_files(self) -> np.ndarray:
         """Whether a row has file tokens. Shape: R."""
@@ -303,8 +299,6 @@ class Tables:
         rows = self.row[[at for at in self.positions if self.size[at]]]
         numbers = np.nan_to_num(self.token_number, nan=-1.0) > 0
         return np.flatnonzero(self.allowed[rows].any(0) & numbers)
-
-    # -- by field --------------------------------------------------------------------------------
 
     @cached_property
     def field_step(self) -> dict[int, tuple[str, Step, InputSpec]]:
@@ -356,9 +350,8 @@ def _number(token: voc.Token) -> float:
 def _split(item: str, what: str) -> tuple[str, Any]:
     key, equals, text = str(item).partition("=")
     if not equals or not key:
-        raise GrammarError(
-            f"{what}: {item!r} is no class or file of the catalogue; expected one, or input=value"
-        )
+        names = "" if what == "require" else " or the name of a class or file of the catalogue"
+        raise GrammarError(f"{what}: got {item!r}, expected input=value{names}")
     try:
         return key, json.loads(text)
     except ValueError:

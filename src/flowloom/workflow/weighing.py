@@ -118,8 +118,6 @@ class Weigher:
         known = family in self.families
         return float(self.affinity[token, self.families.index(family)]) if known else 1.0
 
-    # -- while drawing ---------------------------------------------------------------------------
-
     def rows(self, batch: int) -> Rows:
         """What is remembered of `batch` rows before their first token."""
         favour = np.ones((batch, len(self.families)), np.float32)

@@ -190,8 +190,6 @@ class Table:
             self._found[field] = places | {t.text: k for k, t in enumerate(tokens)}
         return self._found[field]
 
-    # -- use -------------------------------------------------------------------------------------
-
     def weights_of(self, field: int, tokens: Sequence[int], recipe: int) -> np.ndarray:
         """Weights [N] of some tokens of one field's support under a recipe."""
         places = np.searchsorted(self.columns[field][self.inside[field]], tokens)
