@@ -82,6 +82,7 @@ def measure(build: Callable[[], Grammar], num: int, num_checked: int) -> dict[st
         "tokens_p95": float(np.percentile(lengths, 95)),
         "grammar_build_ms": 1e3 * build_s,
         **step_times(grammar, num),
+        "mask_256_uniform_ms": uniform_mask_ms(grammar, num),
         "samples_per_s": num / sample_s,
         "encode_decode_per_s": num / (encode_s + decode_s),
         "validate_per_s": num / validate_s,
@@ -121,6 +122,22 @@ def step_times(grammar: Grammar, num: int) -> dict[str, float]:
             move_s += timed(lambda state=state, tokens=tokens: state.advance(tokens))[1]
             steps += 1
     return {"mask_256_ms": 1e3 * mask_s / steps, "advance_256_ms": 1e3 * move_s / steps}
+
+
+def uniform_mask_ms(grammar: Grammar, num: int) -> float:
+    """CPU milliseconds of a mask of 256 rows that take any legal token alike.
+
+    Such rows open far more than they close and so run into the budget, where the grammar has to
+    search for completions: about the worst that can be met.
+    """
+    rng, mask_s, steps = np.random.default_rng(0), 0.0, 0
+    for _ in range(num // 2_000):
+        state = grammar.start(BATCH)
+        while not state.done.all():
+            mask, seconds = timed(state.mask)
+            mask_s, steps = mask_s + seconds, steps + 1
+            state.advance(np.where(mask, rng.random(mask.shape), -1).argmax(1))
+    return 1e3 * mask_s / steps
 
 
 def check(grammar: Grammar, num: int) -> dict[str, Any]:

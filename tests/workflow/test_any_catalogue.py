@@ -24,8 +24,6 @@ from flowloom.workflow import vocabulary as voc
 from flowloom.workflow.profile import text_to_image
 
 CATALOGUES = Path(__file__).parents[2] / "data" / "catalogues"
-if not (CATALOGUES / "example.json.gz").exists():
-    pytest.skip("data/catalogues is not pulled", allow_module_level=True)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from flowloom.workflow import Encoded, Grammar, decode, encode, random_workflows, validate
-from flowloom.workflow.sampling import Weigher, default_weights
+from flowloom.workflow.weighing import Weigher
+from flowloom.workflow.weights import embedded_weights
 from tests.workflow.flows import split_catalogue
 
 
@@ -75,7 +76,7 @@ def test_a_seed_draws_the_same_in_every_version(grammar, drawn):
 
 def test_weights_shift_the_share(grammar):
     """Three named checkpoints weigh 1, 2 and 5 of a total of 8 when the others weigh nothing."""
-    weights = copy.deepcopy(default_weights())
+    weights = copy.deepcopy(embedded_weights())
     names = [f.name for f in grammar.catalogue.files_in("checkpoints")]
     shares = dict(zip(names, [1.0, 2.0, 5.0], strict=False))
     weights["fields"]["CheckpointLoaderSimple.ckpt_name"] = {
@@ -93,7 +94,7 @@ def test_weights_shift_the_share(grammar):
 
 
 def test_an_unknown_token_is_refused(grammar):
-    weights = copy.deepcopy(default_weights())
+    weights = copy.deepcopy(embedded_weights())
     weights["fields"]["KSampler.steps"] = {"steps=9": 2.0}
     with pytest.raises(ValueError, match=r"weights of KSampler\.steps: .* no token 'steps=9'"):
         random_workflows(grammar, 1, 0, weights)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from flowloom.cli import OK, one_line
 from flowloom.cli.catalogues import open_catalogue
 from flowloom.cli.output import print_json, print_table, progress, warn
+from flowloom.cli.parser import GUIDANCE
 from flowloom.cli.sources import API
 from flowloom.evaluation.describe import describe
 from flowloom.runs import data_dir, write_json
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from flowloom.designer.design import Design
 
 CHUNK_SIZE = 64
-GUIDANCE = 1.5
 
 
 @dataclasses.dataclass

@@ -16,6 +16,8 @@ PATH_HELP = (
     "a workflow (.json, in API format or the editor's), a ComfyUI PNG, a .jsonl of workflows, or a "
     "folder of these"
 )
+GUIDANCE = 1.5
+"""Of designs by a model that does not say what it was evaluated with."""
 POLICIES = ("grpo", "sft", "best_fixed", "retrieval", "random")
 
 
@@ -138,7 +140,8 @@ def _add_design(commands) -> None:
         "--guidance",
         metavar="W",
         type=float,
-        help="extrapolation from SFT (0) through GRPO (1) and beyond (as evaluated, else 1.5)",
+        help="extrapolation from SFT (0) through GRPO (1) and beyond (as evaluated, else "
+        f"{GUIDANCE})",
     )
     parser.add_argument("--seed", type=natural, default=0, help="of the designs (%(default)s)")
     _constraints(parser)

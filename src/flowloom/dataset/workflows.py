@@ -11,8 +11,8 @@ import numpy as np
 from flowloom.dataset.config import PanelConfig, PriorConfig
 from flowloom.workflow import Catalogue, Grammar, Workflow, random_workflows
 from flowloom.workflow.mutation import mutate_all
-from flowloom.workflow.sampling import default_weights
 from flowloom.workflow.vocabulary import grid
+from flowloom.workflow.weights import embedded_weights
 
 Node = dict[str, Any]
 WILD_POWER = 0.25
@@ -26,7 +26,7 @@ def make_grammar(catalogue: Catalogue, budget: int) -> Grammar:
 
 def token_weights(prior: PriorConfig) -> dict[str, Any]:
     """The shipped token weights with the prior's choices put in."""
-    return _with_prior(copy.deepcopy(default_weights()), prior)
+    return _with_prior(copy.deepcopy(embedded_weights()), prior)
 
 
 def _with_prior(weights: dict[str, Any], prior: PriorConfig) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def draw_wild_workflows(
     A reward model that has only seen sane workflows is optimistic about the others, and a policy
     finds them. Flattened is w ** `WILD_POWER`.
     """
-    weights = copy.deepcopy(default_weights())
+    weights = copy.deepcopy(embedded_weights())
     for entries in (*weights["fields"].values(), weights["context"]):
         entries.update({name: weight**WILD_POWER for name, weight in entries.items()})
     drawn = random_workflows(grammar, num, seed, _with_prior(weights, prior))

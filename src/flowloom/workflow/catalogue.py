@@ -163,10 +163,10 @@ class Catalogue:
         A file is known by its folder and its name without leading folders (``flux/x.safetensors``).
         What is known already is kept.
         """
-        known = {(fact.folder, _base_name(fact.name)): fact for fact in facts}
+        known = {(fact.folder, base_name(fact.name)): fact for fact in facts}
         described = []
         for file in self.files:
-            fact = known.get((file.folder, _base_name(file.name)))
+            fact = known.get((file.folder, base_name(file.name)))
             news = (
                 {} if fact is None else {k: v for k, v in vars(fact).items() if not vars(file)[k]}
             )
@@ -231,7 +231,8 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _base_name(name: str) -> str:
+def base_name(name: str) -> str:
+    """A file name without the folders before it: ``flux/x.safetensors`` is ``x.safetensors``."""
     return name.replace("\\", "/").rsplit("/", 1)[-1]
 
 

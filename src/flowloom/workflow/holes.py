@@ -18,7 +18,7 @@ from flowloom.workflow.graph import NEGATIVE, PROMPT, Link, Node, Workflow
 from flowloom.workflow.inputs import InputSpec, NodeSpec, active_inputs
 from flowloom.workflow.steps import FILE, LINK, SEED, TEXT, VALUE, types_match
 from flowloom.workflow.weighing import Weigher
-from flowloom.workflow.weights import shipped_weights, support, weights_for
+from flowloom.workflow.weights import embedded_weights, support, weights_for
 
 _FLATTEN = 0.5  # power that weights are raised to
 _RARE = 1e-3  # of the usual weight: what is below it is never put anywhere
@@ -74,7 +74,7 @@ class Holes:
         self.class_names = grammar.class_names
         outputs = grammar.catalogue.output_classes
         self.blocks = [c for c in self.class_names if self.through(c) and c not in outputs]
-        embedded = weights_for(grammar) is shipped_weights("weights")
+        embedded = weights_for(grammar) is embedded_weights()
         self.weigher = None if embedded else Weigher(grammar)
 
     def of(self, node: Node) -> tuple[Hole, ...]:

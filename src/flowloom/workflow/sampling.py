@@ -13,15 +13,9 @@ from flowloom.workflow.codec import Encoded
 from flowloom.workflow.grammar import Grammar
 from flowloom.workflow.graph import NEGATIVE, PROMPT
 from flowloom.workflow.weighing import Rows, Weigher
-from flowloom.workflow.weights import shipped_weights
 
 BATCH = 256
 _COMPACT = 0.75  # share of live rows below which ended ones are dropped from the state
-
-
-def default_weights() -> dict[str, Any]:
-    """The shipped weights of the embedded world (`data/weights.json`)."""
-    return shipped_weights("weights")
 
 
 def random_workflows(

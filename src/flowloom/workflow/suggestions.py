@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from flowloom.workflow.catalogue import Catalogue, InputSpec
+from flowloom.workflow.catalogue import Catalogue, InputSpec, base_name
 from flowloom.workflow.graph import Link
 from flowloom.workflow.literals import accepts, kind_name, shown, unwrapped
 from flowloom.workflow.plans import Plan
@@ -172,7 +172,7 @@ class Suggestions:
 
 
 def _base(name: str) -> str:
-    return name.replace("\\", "/").rsplit("/", 1)[-1].casefold()
+    return base_name(name).casefold()
 
 
 def _plain(name: str) -> str:

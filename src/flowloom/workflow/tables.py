@@ -301,14 +301,6 @@ class Tables:
         return np.flatnonzero(self.allowed[rows].any(0) & numbers)
 
     @cached_property
-    def field_step(self) -> dict[int, tuple[str, Step, InputSpec]]:
-        """Class, step and description of each field, as where it is met first."""
-        found: dict[int, tuple[str, Step, InputSpec]] = {}
-        for hole in self.holes[1:]:
-            found.setdefault(hole.step.field, (hole.class_type, hole.step, hole.spec))
-        return found
-
-    @cached_property
     def static(self) -> np.ndarray:
         """Tokens that a field may take anywhere. Shape: fields, V."""
         found = np.zeros((len(self.vocabulary.fields), self.vocabulary.size), bool)

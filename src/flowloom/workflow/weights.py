@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from flowloom.workflow import vocabulary as voc
-from flowloom.workflow.catalogue import DATA
+from flowloom.workflow.catalogue import DATA, base_name
 from flowloom.workflow.grammar import Grammar
 
 FLOOR = 1e-9  # keeps a legal token drawable where every weight is zero
@@ -42,6 +42,11 @@ def shipped_weights(name: str) -> dict[str, Any]:
     return json.loads((DATA / f"{name}.json").read_text())
 
 
+def embedded_weights() -> dict[str, Any]:
+    """Shipped weights of the embedded world."""
+    return shipped_weights("weights")
+
+
 def t2i_weights() -> dict[str, Any]:
     """Shipped weights of text-to-image workflows on a ComfyUI server."""
     return shipped_weights("weights-t2i")
@@ -49,7 +54,7 @@ def t2i_weights() -> dict[str, Any]:
 
 def weights_for(grammar: Grammar) -> dict[str, Any]:
     """Shipped weights for a grammar: those of the embedded world if they know all its classes."""
-    embedded = shipped_weights("weights")
+    embedded = embedded_weights()
     return embedded if set(grammar.class_names) <= set(embedded["classes"]) else t2i_weights()
 
 
@@ -185,7 +190,7 @@ class Table:
         if field not in self._found:
             columns = self.columns[field][self.inside[field]].tolist()
             tokens = [self.vocabulary.tokens[c] for c in columns]
-            places = {_base(t): k for k, t in enumerate(tokens) if t.group == "file"}
+            places = {base_name(t.value): k for k, t in enumerate(tokens) if t.group == "file"}
             places |= {str(t.value): k for k, t in enumerate(tokens) if t.group in VALUED}
             self._found[field] = places | {t.text: k for k, t in enumerate(tokens)}
         return self._found[field]
@@ -220,15 +225,11 @@ def _texts_of(name: str) -> frozenset[str]:
     return frozenset(text for entries in fields for text in entries)
 
 
-def _base(token: voc.Token) -> str:
-    return str(token.value).replace("\\", "/").rsplit("/", 1)[-1]
-
-
 def _recipes(token: voc.Token, recipes: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
     """Recipes, general ones first, that a file token calls for; a LoRA only where it is named."""
     if token.group != "file":
         return ()
-    names = {token.text, f"{token.kind}/{_base(token)}"}
+    names = {token.text, f"{token.kind}/{base_name(token.value)}"}
     files = [k for k, r in enumerate(recipes) if not names.isdisjoint(r.get("files", ()))]
     if token.kind not in MODEL_FOLDERS and not files:
         return ()
