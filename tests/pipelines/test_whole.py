@@ -38,7 +38,6 @@ def run_smoke():
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(not (ROOT / "data" / "models").is_dir(), reason="data/ is not pulled")
 def test_a_turn_and_the_same_turn_again():
     shown = run_smoke()
     assert "as before" not in shown
