@@ -13,10 +13,10 @@ from flowloom.cli.sources import Inputs, Source, report_unreadable
 from flowloom.workflow import Catalogue, Problem
 from flowloom.workflow import validate as find_problems
 from flowloom.workflow.canvas import from_ui, is_ui
+from flowloom.workflow.literals import ERROR, WARNING
 
 FIELDS = ("type", "severity", "node_id", "class_type", "input", "message", "suggestion")
 """What `--json` tells of a problem."""
-ERROR, WARNING = "error", "warning"
 _STYLES = {ERROR: "bold red", WARNING: "yellow"}
 _MOST_NODES = 6
 _LABEL = 9
