@@ -1,15 +1,19 @@
 """The prompt language of the shapes world: sampling, reading, token ids, splits by meaning.
 
     prompt  := [opening] body
-    single  := a [size] shape                          "a photo of a star"
+    single  := a [size] shape                          "a clean photo of a star"
     colors  := a [size] colour shape                   "a small red circle"
     counting:= number [colour] shape(s)                "three red circles"
     two     := a [size] shape and a [size] shape       "a circle and a large square"
+    three   := a shape, a shape and a shape            "a red disc, a blue box and a green star"
     binding := a [size] colour shape and a [size] colour shape
     position:= a [size] shape relation a [size] shape  "a star left of a square"
+             | a [size] shape with a [size] shape side "a star with a square to its right"
 
-The six kinds are those of GenEval (arXiv 2310.11513). Every phrase has synonyms; what a prompt
-*means* is the same for all of them, and splits are made by meaning.
+Six kinds are those of GenEval (arXiv 2310.11513), `three` is ours: in it all objects have a colour,
+or none has and sizes may be named. Every phrase has synonyms; what a prompt *means* is the same for
+all of them, and splits are made by meaning. Some openings are held out: new combinations of known
+words, and words that no model has a row for.
 """
 
 from __future__ import annotations
@@ -23,23 +27,27 @@ from typing import Any
 
 import numpy as np
 
-KINDS = ("single", "two", "counting", "colors", "position", "binding")
+KINDS = ("single", "two", "counting", "colors", "position", "binding", "three")
 SHAPES = ("circle", "square", "triangle", "star")
 COLORS = ("red", "green", "blue", "yellow", "purple", "cyan", "orange", "white")
 SIZES = ("small", "large")
 COUNTS = (1, 2, 3, 4, 5, 6)
 RELATIONS = ("left", "right", "above", "below")
+OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 SHAPE_FAMILIES = {"round": ("circle", "star"), "angular": ("square", "triangle")}
 COLOR_FAMILIES = {
     "warm": ("red", "yellow", "orange", "white"),
     "cool": ("green", "blue", "purple", "cyan"),
 }
+WORDINGS = ("train", "held_out")
 MAX_TOKENS = 16
 HOLDOUT_FRAC = 0.25
-# A few meanings ("a star") are most of their kind. Of 4,000 salts this one holds out the most even
-# share of every kind and family: 9 to 36 % of its prompts.
-_SALT = 906
+SPLIT_SEED = 1823
+"""A few meanings ("a star") are most of their kind. Of 4,000 seeds this one holds out the most even
+share of every kind and family: 13 to 46 % of its prompts."""
 
+_STYLES = ("simple", "clean", "bright", "flat")
+_MEDIA = ("picture", "photo", "image", "drawing")
 _OPENINGS = (
     (),
     ("a", "picture", "of"),
@@ -52,13 +60,30 @@ _OPENINGS = (
     ("paint",),
     ("there", "is"),
 )
+_STYLED = tuple(("a", style, medium, "of") for style in _STYLES for medium in _MEDIA)
+_STYLED_SHARE = 4
+"""Styled openings are drawn as often as this many plain ones."""
+_HELD_OUT_OPENINGS = (
+    ("a", "flat", "photo", "of"),
+    ("a", "bright", "drawing", "of"),
+    ("a", "clean", "picture", "of"),
+    ("a", "simple", "image", "of"),
+    ("a", "neat", "sketch", "of"),
+    ("render",),
+    ("i", "want"),
+    ("could", "you", "draw"),
+)
 _NOUNS = {
     "circle": (("circle", "circles"), ("disc", "discs")),
     "square": (("square", "squares"), ("box", "boxes")),
     "triangle": (("triangle", "triangles"), ("wedge", "wedges")),
     "star": (("star", "stars"), ("sparkle", "sparkles")),
 }
-_SIZE_WORDS = {"small": ("small", "little"), "large": ("large", "big")}
+_COLOR_WORDS = {color: (color,) for color in COLORS} | {
+    "purple": ("purple", "violet"),
+    "cyan": ("cyan", "turquoise"),
+}
+_SIZE_WORDS = {"small": ("small", "little", "tiny"), "large": ("large", "big", "huge")}
 _NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
 _RELATION_PHRASES = {
     "left": (("left", "of"), ("to", "the", "left", "of"), ("on", "the", "left", "of")),
@@ -66,33 +91,44 @@ _RELATION_PHRASES = {
     "above": (("above",), ("over",), ("on", "top", "of")),
     "below": (("below",), ("under",), ("beneath",)),
 }
-_OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
-_CONNECTIVES = ("and", "with", "plus")
+# Where the second object lies, said after it: "a star with a square to its right".
+_SIDE_PHRASES = {
+    "left": (("to", "its", "left"), ("on", "its", "left")),
+    "right": (("to", "its", "right"), ("on", "its", "right")),
+    "above": (("above", "it"), ("over", "it")),
+    "below": (("below", "it"), ("under", "it")),
+}
+_SIDE_FRAC = 0.2
+"""Share of the prompts of kind `position` that say it this way."""
+_CONNECTIVES = (("and",), ("with",), ("plus",), ("next", "to"), ("beside",))
+_LAST_CONNECTIVES = (("and",), ("plus",))
 _ARTICLES = ("a", "an", "the")
 
 
 def _vocabulary() -> tuple[str, ...]:
     words = ["<pad>", "<start>", "<unk>", *_ARTICLES]
-    for opening in _OPENINGS:
+    for opening in (*_OPENINGS, *_STYLED):
         words += opening
     words.append("are")
     for forms in _NOUNS.values():
         words += [word for form in forms for word in form]
-    words += COLORS
-    for forms in _SIZE_WORDS.values():
+    for forms in (*_COLOR_WORDS.values(), *_SIZE_WORDS.values()):
         words += forms
     for number, word in _NUMBERS.items():
         words += [str(number), word]
-    for phrases in _RELATION_PHRASES.values():
+    for phrases in (*_RELATION_PHRASES.values(), *_SIDE_PHRASES.values(), _CONNECTIVES):
         words += [word for phrase in phrases for word in phrase]
-    words += _CONNECTIVES
     return tuple(dict.fromkeys(words))
 
 
 WORDS = _vocabulary()
+"""Words that the models have a row for, by token id; what held-out openings add is not among
+them."""
 PAD_ID, START_ID, UNK_ID = 0, 1, 2
 _IDS = {word: index for index, word in enumerate(WORDS)}
+_READABLE = {*WORDS[3:], *(word for opening in _HELD_OUT_OPENINGS for word in opening)}
 _SHAPE_OF = {w: shape for shape, forms in _NOUNS.items() for form in forms for w in form}
+_COLOR_OF = {word: color for color, words in _COLOR_WORDS.items() for word in words}
 _SIZE_OF = {word: size for size, words in _SIZE_WORDS.items() for word in words}
 _NUMBER_OF = {w: n for n, word in _NUMBERS.items() for w in (word, str(n))}
 
@@ -118,7 +154,7 @@ class PromptSpec:
     kind: str
     """One of `KINDS`."""
     objects: tuple[ShapeObject, ...]
-    """One object, or two for the kinds two, position and binding."""
+    """One object; two for the kinds two, position and binding; three for the kind three."""
     relation: str | None = None
     """One of `RELATIONS`: where the first object lies, seen from the second; for `position`."""
     text: str = dataclasses.field(default="", compare=False)
@@ -126,16 +162,20 @@ class PromptSpec:
 
     @property
     def meaning(self) -> str:
-        """The same string for every wording; unordered pairs are sorted, relations mirrored."""
+        """The same string for every wording; unordered objects are sorted, relations mirrored."""
         names = [
             "/".join((o.size or "-", o.color or "-", o.shape, str(o.count))) for o in self.objects
         ]
         relation = self.relation
         if relation in ("right", "below"):
-            relation, names = _OPPOSITE[relation], names[::-1]
+            relation, names = OPPOSITE[relation], names[::-1]
         elif relation is None:
             names = sorted(names)
         return "|".join((self.kind, ",".join(names), relation or "-"))
+
+
+Pick = Callable[[Sequence], Any]
+"""Chooses among synonyms or values."""
 
 
 def sample_prompt(
@@ -147,26 +187,31 @@ def sample_prompt(
     counts: Sequence[int] = COUNTS,
     size_frac: float = 0.2,
     color_frac: float = 0.75,
+    wording: str = "train",
 ) -> PromptSpec:
     """Draw one prompt: kind, then attributes, then wording, each uniformly.
 
     Args:
         rng: Source of all choices.
         kinds: Kinds to choose from; repeat one to weight it.
-        shapes: Shapes to choose from; the kinds with two objects need at least two.
+        shapes: Shapes to choose from; kinds with n objects need at least n.
         colors: Colours that may be named.
         counts: Numbers that `counting` may ask for.
-        size_frac: Share of objects whose size is named (never in `counting`).
-        color_frac: Share of `counting` prompts that name a colour.
+        size_frac: Share of objects whose size is named (never in `counting`, nor with a colour in
+            `three`).
+        color_frac: Share of `counting` and of `three` prompts that name colours.
+        wording: One of `WORDINGS`: which openings it may have.
 
     Raises:
-        ValueError: An unknown kind.
+        ValueError: An unknown kind or wording.
     """
+    if wording not in WORDINGS:
+        raise ValueError(f"wording: got {wording!r}, expected one of {', '.join(WORDINGS)}")
 
     def pick(values: Sequence) -> Any:
         return values[int(rng.integers(len(values)))]
 
-    def size():
+    def size() -> str | None:
         return pick(SIZES) if rng.random() < size_frac else None
 
     kind = pick(kinds)
@@ -178,46 +223,68 @@ def sample_prompt(
     elif kind == "counting":
         color = pick(colors) if rng.random() < color_frac else None
         objects = (ShapeObject(shape=pick(shapes), color=color, count=int(pick(counts))),)
-    elif kind in ("two", "position", "binding"):
-        pair = [str(shapes[i]) for i in rng.permutation(len(shapes))[:2]]
-        tints: list[str | None] = [None, None]
-        if kind == "binding":
-            tints = [str(colors[i]) for i in rng.permutation(len(colors))[:2]]
+    elif kind in ("two", "three", "position", "binding"):
+        number = 3 if kind == "three" else 2
+        names = [str(shapes[i]) for i in rng.permutation(len(shapes))[:number]]
+        tints: list[str | None] = [None] * number
+        if kind == "binding" or (kind == "three" and rng.random() < color_frac):
+            tints = [str(colors[i]) for i in rng.permutation(len(colors))[:number]]
+        sized = kind != "three" or tints[0] is None
         objects = tuple(
-            ShapeObject(shape=s, color=c, size=size()) for s, c in zip(pair, tints, strict=True)
+            ShapeObject(shape=shape, color=tint, size=size() if sized else None)
+            for shape, tint in zip(names, tints, strict=True)
         )
         if kind == "position":
             relation = pick(RELATIONS)
     else:
         raise ValueError(f"kind: got {kind!r}, expected one of {', '.join(KINDS)}")
     spec = PromptSpec(kind=kind, objects=objects, relation=relation)
-    return dataclasses.replace(spec, text=_word(spec, pick))
+    inverted = relation is not None and rng.random() < _SIDE_FRAC
+    body = _body(spec, pick, inverted=inverted)
+    opening = _opening(pick, wording)
+    if opening == ("there", "is") and spec.objects[0].count > 1:
+        opening = ("there", "are")
+    return dataclasses.replace(spec, text=" ".join((*opening, *body)))
 
 
-def _word(spec: PromptSpec, pick: Callable[[Sequence], Any]) -> str:
-    """One wording of a meaning; `pick` chooses among synonyms."""
-    phrases = []
-    for item in spec.objects:
-        forms = pick(_NOUNS[item.shape])
-        counted = spec.kind == "counting"
-        words = [pick((str(item.count), _NUMBERS[item.count]))] if counted else []
-        if item.size:
-            words.append(pick(_SIZE_WORDS[item.size]))
-        if item.color:
-            words.append(item.color)
-        words.append(forms[0] if item.count == 1 else forms[1])
-        if not counted:
-            words.insert(0, "an" if words[0][0] in "aeiou" else "a")
-        phrases.append(words)
-    body = phrases[0]
-    if spec.relation:
-        body = body + list(pick(_RELATION_PHRASES[spec.relation])) + phrases[1]
-    elif len(phrases) == 2:
-        body = body + [pick(_CONNECTIVES)] + phrases[1]
-    opening = list(pick(_OPENINGS))
-    if opening == ["there", "is"] and spec.objects[0].count > 1:
-        opening = ["there", "are"]
-    return " ".join(opening + body)
+def _opening(pick: Pick, wording: str) -> tuple[str, ...]:
+    if wording == "held_out":
+        return pick(_HELD_OUT_OPENINGS)
+    opening = pick((*_OPENINGS, *[_STYLED] * _STYLED_SHARE))
+    return opening if opening is not _STYLED else pick(_TRAIN_STYLED)
+
+
+_TRAIN_STYLED = tuple(opening for opening in _STYLED if opening not in _HELD_OUT_OPENINGS)
+
+
+def _body(spec: PromptSpec, pick: Pick, *, inverted: bool) -> list[str]:
+    """One wording of a meaning without its opening; `pick` chooses among synonyms."""
+    phrases = [_noun_phrase(item, pick, counted=spec.kind == "counting") for item in spec.objects]
+    if len(phrases) == 1:
+        return phrases[0]
+    if len(phrases) == 3:
+        first, second, third = phrases
+        first[-1] += ","
+        return [*first, *second, *pick(_LAST_CONNECTIVES), *third]
+    first, second = phrases
+    if spec.relation is None:
+        return [*first, *pick(_CONNECTIVES), *second]
+    if inverted:
+        return [*first, "with", *second, *pick(_SIDE_PHRASES[OPPOSITE[spec.relation]])]
+    return [*first, *pick(_RELATION_PHRASES[spec.relation]), *second]
+
+
+def _noun_phrase(item: ShapeObject, pick: Pick, *, counted: bool) -> list[str]:
+    forms = pick(_NOUNS[item.shape])
+    words = [pick((str(item.count), _NUMBERS[item.count]))] if counted else []
+    if item.size:
+        words.append(pick(_SIZE_WORDS[item.size]))
+    if item.color:
+        words.append(pick(_COLOR_WORDS[item.color]))
+    words.append(forms[0] if item.count == 1 else forms[1])
+    if not counted:
+        words.insert(0, "an" if words[0][0] in "aeiou" else "a")
+    return words
 
 
 def word_list(text: str) -> list[str]:
@@ -240,32 +307,29 @@ def parse(text: str) -> PromptSpec:
         ValueError: The text is outside the language; names the place and what is expected there.
     """
     reader = _Reader(text)
-    reader.opening()
+    reader.at = len(opening_of(text))
     first, counted = reader.noun_phrase()
-    relation, second = None, None
-    if counted:
-        kind = "counting"
-    elif reader.done():
-        kind = "colors" if first.color else "single"
-    else:
+    objects, relation = [first], None
+    if not counted and not reader.done():
         relation = reader.link()
-        second, counted = reader.noun_phrase()
-        if counted:
-            raise reader.error(
-                "'a' or a shape, since a number stands only in a prompt of one phrase"
-            )
-        if relation:
-            kind = "position"
-        elif first.color and second.color:
-            kind = "binding"
-        elif first.color or second.color:
-            raise reader.error("a colour for both objects or for neither")
-        else:
-            kind = "two"
+        objects.append(reader.plain_noun_phrase())
+        if not reader.done():
+            relation = relation or reader.side()
+        if not reader.done() and relation is None:
+            reader.link()
+            objects.append(reader.plain_noun_phrase())
     if not reader.done():
         raise reader.error("the end of the prompt")
-    objects = (first,) if second is None else (first, second)
-    return PromptSpec(kind=kind, objects=objects, relation=relation, text=text)
+    colored = [item.color is not None for item in objects]
+    if len(objects) == 1:
+        kind = "counting" if counted else "colors" if first.color else "single"
+    elif relation is not None:
+        kind = "position"
+    elif any(colored) and not all(colored):
+        raise reader.error("a colour for every object or for none")
+    else:
+        kind = "three" if len(objects) == 3 else "binding" if first.color else "two"
+    return PromptSpec(kind=kind, objects=tuple(objects), relation=relation, text=text)
 
 
 class _Reader:
@@ -276,7 +340,7 @@ class _Reader:
         self.words = word_list(text)
         self.at = 0
         for word in self.words:
-            if word not in _IDS:
+            if word not in _READABLE:
                 raise ValueError(
                     f"prompt {text!r}: unknown word {word!r}; expected words such as "
                     f"{', '.join(SHAPES)}, {', '.join(COLORS)}, small, large, 1-6, one-six, "
@@ -298,10 +362,6 @@ class _Reader:
         self.at += len(phrase)
         return True
 
-    def opening(self) -> None:
-        openings = sorted((*_OPENINGS, ("there", "are")), key=len, reverse=True)
-        any(self.take(*opening) for opening in openings if opening)
-
     def noun_phrase(self) -> tuple[ShapeObject, bool]:
         """The object, and whether a number was written."""
         count, size, color = 1, None, None
@@ -317,8 +377,8 @@ class _Reader:
                 raise self.error("a colour or a shape (sizes are not counted)")
             size = _SIZE_OF[self.peek()]
             self.at += 1
-        if self.peek() in COLORS:
-            color = self.peek()
+        if self.peek() in _COLOR_OF:
+            color = _COLOR_OF[self.peek()]
             self.at += 1
         noun = self.peek()
         if noun not in _SHAPE_OF:
@@ -329,29 +389,64 @@ class _Reader:
         self.at += 1
         return ShapeObject(shape=_SHAPE_OF[noun], color=color, size=size, count=count), counted
 
+    def plain_noun_phrase(self) -> ShapeObject:
+        item, counted = self.noun_phrase()
+        if counted:
+            raise self.error("'a' or a shape, since a number stands only in a prompt of one phrase")
+        return item
+
     def peek(self) -> str:
         return "" if self.done() else self.words[self.at]
 
     def link(self) -> str | None:
-        """A relation, or None for a connective."""
-        if self.peek() in _CONNECTIVES:
-            self.at += 1
+        """A relation, or None for a connective or for nothing before a further noun phrase."""
+        if any(self.take(*phrase) for phrase in _CONNECTIVES):
             return None
         for relation, phrases in _RELATION_PHRASES.items():
             if any(self.take(*phrase) for phrase in phrases):
                 return relation
-        raise self.error(f"one of {', '.join(_CONNECTIVES)}, left of, right of, above, below")
+        if any(self.peek() in words for words in (_ARTICLES, _SIZE_OF, _COLOR_OF, _SHAPE_OF)):
+            return None
+        raise self.error("one of and, with, plus, left of, right of, above, below")
+
+    def side(self) -> str | None:
+        """The relation that "with a square to its right" gives the first object, if it is one."""
+        for side, phrases in _SIDE_PHRASES.items():
+            if any(self.take(*phrase) for phrase in phrases):
+                return OPPOSITE[side]
+        return None
+
+
+_ALL_OPENINGS = sorted(
+    {*_OPENINGS[1:], *_STYLED, *_HELD_OUT_OPENINGS, ("there", "are")}, key=lambda o: (-len(o), o)
+)
 
 
 @cache
-def _bucket(meaning: str) -> float:
-    digest = hashlib.sha256(f"{_SALT}/{meaning}".encode()).digest()
+def _bucket(meaning: str, seed: int) -> float:
+    digest = hashlib.sha256(f"{seed}/{meaning}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def split_of(spec: PromptSpec) -> str:
-    """'holdout' for a fixed `HOLDOUT_FRAC` of all meanings, else 'train'; by meaning alone."""
-    return "holdout" if _bucket(spec.meaning) < HOLDOUT_FRAC else "train"
+def split_of(spec: PromptSpec, seed: int = SPLIT_SEED) -> str:
+    """'holdout' for a share `HOLDOUT_FRAC` of all meanings, else 'train'; by meaning and seed."""
+    return "holdout" if _bucket(spec.meaning, seed) < HOLDOUT_FRAC else "train"
+
+
+def opening_of(text: str) -> tuple[str, ...]:
+    """The words before the first noun phrase; empty where there is no known opening."""
+    words = tuple(word_list(text))
+    return next((o for o in _ALL_OPENINGS if words[: len(o)] == o), ())
+
+
+def wording_of(text: str) -> str:
+    """Which of `WORDINGS` the opening of a prompt belongs to."""
+    return "held_out" if opening_of(text) in _HELD_OUT_OPENINGS else "train"
+
+
+def noun_tokens(text: str) -> list[int]:
+    """Places of the nouns among the tokens of a prompt; object k is said by noun k."""
+    return [place + 1 for place, word in enumerate(word_list(text)) if word in _SHAPE_OF]
 
 
 def prompt_concepts(spec: PromptSpec) -> dict[str, str]:
