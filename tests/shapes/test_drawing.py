@@ -45,21 +45,17 @@ def test_boxes_keep_apart_and_relations_hold():
     rng = np.random.default_rng(1)
     for _ in range(2000):
         spec = sample_prompt(rng)
-        items = [
-            (item.shape, "red", item.size or "small")
-            for item in spec.objects
-            for _ in range(item.count)
-        ]
-        places = drawing._layout(items, spec.relation, rng)
-        half = np.array([drawing.PIXELS[size] // 2 for _, _, size in items])
-        assert ((places - half[:, None]) >= 0).all()
-        assert ((places + half[:, None]) < drawing.SIZE).all()
-        for i in range(len(items)):
-            for j in range(i):
-                reach = np.abs(places[i] - places[j]).max()
-                assert reach >= half[i] + half[j] + 2
+        placed = drawing.compose(spec, rng)
+        boxes = np.array([item.box for item in placed])
+        assert boxes.min() >= 0
+        assert boxes.max() <= drawing.SIZE
+        for i, (top, left, bottom, right) in enumerate(boxes):
+            for other in boxes[:i]:
+                gaps = (top - other[2], other[0] - bottom, left - other[3], other[1] - right)
+                assert max(gaps) >= 1
         if spec.relation:
-            down, right = places[1] - places[0]
+            first, second = placed
+            down, right = second.row - first.row, second.column - first.column
             along = {"left": right, "right": -right, "above": down, "below": -down}
             assert along[spec.relation] >= 4
 
@@ -70,6 +66,24 @@ def test_open_colors_come_from_the_choice_and_counts_share_one():
         picture = drawing.render(parse("five stars"), rng, colors=("red", "blue"))
         tints = {tuple(p) for p in picture.reshape(3, -1).T.tolist()}
         assert len(tints) == 2
+
+
+def test_what_the_prompt_names_is_what_stands_there():
+    rng = np.random.default_rng(3)
+    for spec in (sample_prompt(rng) for _ in range(300)):
+        placed = drawing.compose(spec, rng)
+        assert len(placed) == sum(item.count for item in spec.objects)
+        if len(spec.objects) > 1:
+            for item, found in zip(spec.objects, placed, strict=True):
+                assert found.shape == item.shape
+                assert item.color in (None, found.color)
+                assert item.size in (None, found.size)
+        picture = drawing.draw(placed)
+        for item in placed:
+            tint = picture[:, item.row, item.column]
+            assert (tint == np.float32(drawing.PALETTE[item.color])).all()
+    corner = drawing.Placed("square", "red", "small", 3, 28)
+    assert corner.box == (0, 25, 7, 32)
 
 
 def test_larger_pictures_repeat_pixels():

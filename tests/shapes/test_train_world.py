@@ -14,7 +14,7 @@ import torch
 
 from flowloom.shapes import model as shapes_model
 from flowloom.shapes import prompts, train_world
-from flowloom.shapes.config import Concept, Job, WorldConfig
+from flowloom.shapes.config import Concept, Job, UpscalerConfig, WorldConfig
 from flowloom.shapes.model import ShapesConfig, ShapesModel
 from flowloom.shapes.muon import orthogonalize
 
@@ -25,11 +25,12 @@ TINY = WorldConfig(
     checkpoint_every=3,
     base_steps=2,
     lora_rank=2,
-    jobs=(
-        Job(name="trunk", role="trunk", concept=Concept(), steps=4, decay=False, card="parent"),
+    trunk=Job(name="trunk", role="trunk", concept=Concept(), steps=4, decay=False, card="parent"),
+    specialists=(
         Job(name="stars", concept=Concept(kinds=("single",), shapes=("star",)), steps=5, card="s"),
-        Job(name="pairs", role="lora", concept=Concept(kinds=("two",)), steps=3, card="p"),
     ),
+    loras=(Job(name="pairs", role="lora", concept=Concept(kinds=("two",)), steps=3, card="p"),),
+    upscaler=UpscalerConfig(name="x2", width=4, steps=4),
 )
 
 
@@ -49,9 +50,18 @@ def test_loss_by_hand():
     x0 = torch.ones(2, 3, 32, 32)
     ids = shapes_model.pad_tokens([[1], [1]], 16)
     t = torch.tensor([0.5, 0.01])
-    loss = train_world.flow_loss(net, x0, ids, t, torch.randn_like(x0), torch.ones(2, 1))
+    nouns, labels = torch.zeros(2, 3, dtype=torch.int64), torch.full((2, 3, 5), -1)
+    labels[0, 0] = torch.tensor([0, 0, 0, 0, 0])
+    batch = train_world.Batch(x0, ids, t, torch.randn_like(x0), torch.ones(2, 1), nouns, labels)
+    heads = train_world.ParseHeads(net.config.width)
+    for param in heads.parameters():
+        torch.nn.init.zeros_(param)
     # (1 / .5)^2 = 4 and (1 / .05)^2 = 400
-    assert loss.item() == pytest.approx(202.0)
+    flow = train_world.training_loss(net, heads, 0.0, batch)
+    assert flow.item() == pytest.approx(202.0)
+    # Untrained heads: log of the number of shapes, colours, sizes, sides, counts.
+    both = train_world.training_loss(net, heads, 0.5, batch)
+    assert (both - flow).item() == pytest.approx(0.5 * np.log(4 * 9 * 3 * 5 * 6), rel=1e-5)
 
 
 def test_batches_depend_on_seed_and_step_only():
@@ -64,8 +74,11 @@ def test_batches_depend_on_seed_and_step_only():
 
 def test_prompts_are_dropped_at_their_rates():
     config = dataclasses.replace(TINY, batch_size=2000)
-    _, ids, t, _, kept = train_world.sample_batch(config, Concept(), 0, 0)
+    batch = train_world.sample_batch(config, Concept(), 0, 0)
+    ids, t, kept = batch.ids_BL, batch.t_B, batch.kept_B1
     empty = (ids != 0).sum(1) == 1
+    assert (batch.labels_BOA[empty] == -1).all()
+    assert (batch.labels_BOA[~empty, 0] >= 0).all()
     assert empty.float().mean().item() == pytest.approx(config.empty_frac, abs=0.02)
     assert 1 - kept.mean().item() == pytest.approx(config.zeroed_frac, abs=0.012)
     assert t.logit().mean().item() == pytest.approx(config.time_center, abs=0.08)
@@ -94,6 +107,7 @@ def test_a_whole_world_and_the_same_after_an_interruption(tmp_path, monkeypatch)
         ("checkpoints", "shapes-base.safetensors", "checkpoint"),
         ("checkpoints", "stars.safetensors", "checkpoint"),
         ("loras", "pairs.safetensors", "lora"),
+        ("upscale_models", "x2.safetensors", "upscale_model"),
     ]
     whole = digests(tmp_path / "a")
     for record in records:
@@ -126,8 +140,9 @@ def test_the_lora_file_is_what_was_trained(tmp_path):
     base = ShapesModel(TINY.model)
     # With the output layer at its initial zero nothing before it would learn.
     torch.nn.init.normal_(base.patch_out.weight)
-    job = dataclasses.replace(TINY.jobs[2], lr_scale=1.0)
-    trainer = train_world.train_job(TINY, job, work=tmp_path, parent=base.state_dict())
+    job = dataclasses.replace(TINY.loras[0], lr_scale=1.0)
+    parent = train_world.Weights(base.state_dict(), train_world.ParseHeads(16).state_dict())
+    trainer = train_world.train_job(TINY, job, work=tmp_path, parent=parent)
     trainer.model.eval()
     with torch.no_grad():
         for value, param in zip(trainer.ema, trainer.params, strict=True):
@@ -144,7 +159,7 @@ def test_the_lora_file_is_what_was_trained(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run():
-    trainer = train_world.Trainer(TINY, TINY.jobs[0], None)
+    trainer = train_world.Trainer(TINY, TINY.trunk, None)
     with torch.no_grad():
         trainer.model.patch_out.bias.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="trunk: loss is nan at step 0"):
@@ -165,6 +180,7 @@ def test_shipped_jobs_stay_inside_their_concepts():
         for _ in range(50):
             spec = prompts.sample_prompt(rng, **dataclasses.asdict(job.concept))
             assert {item.shape for item in spec.objects} <= set(job.concept.shapes)
+            assert len(spec.text.split()) < prompts.MAX_TOKENS
             if job.name == "shapes-warm":
                 assert prompts.prompt_concepts(spec)["colors"] == "warm"
             if job.name == "shapes-circle-star":

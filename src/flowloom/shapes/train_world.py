@@ -1,28 +1,30 @@
-"""Train the shipped models of the shapes world: a mediocre base, specialists by concept, one LoRA.
+"""Train the shipped models of the shapes world: a base, specialists by concept, LoRAs, an upscaler.
 
 One trunk learns all kinds of prompts. Its early snapshot is the base; its end is the parent of
 every specialist, which then sees one concept only and forgets the rest. No good generalist is
 shipped: with one in the catalogue the same checkpoint would be best for every prompt.
 
-Recipe: predict x0, loss on velocity, float32 Muon on block and text matrices, AdamW elsewhere,
-    averaged weights.
+Recipe: predict x0, loss on velocity, a parse loss on the text encoder (`shapes.parse_loss`),
+    float32 Muon on block and text matrices, AdamW elsewhere, averaged weights.
 
     python -m flowloom.shapes.train_world --out data/models --work .flowloom/world [--only NAME ...]
 
 The same command resumes: a job saves every `checkpoint_every` steps and its randomness depends on
 (seed, step) only.
 
-Shapes: B pictures, C = 3 channels, H x W pixels.
+Shapes: B pictures, C = 3 channels, H x W pixels, O objects, A attributes, L text tokens.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,21 +37,40 @@ from flowloom.shapes import drawing, prompts
 from flowloom.shapes.config import Concept, Job, WorldConfig
 from flowloom.shapes.model import T_FLOOR, Conditioning, ShapesModel, save
 from flowloom.shapes.muon import Muon
+from flowloom.shapes.parse_loss import ParseHeads, parse_labels
+from flowloom.shapes.train_upscaler import train_upscaler
+from flowloom.shapes.upscaler import save_upscaler
 
 LICENCE = "Apache-2.0"
 FAMILY = "shapes"
 
 
-def sample_batch(config: WorldConfig, concept: Concept, seed: int, step: int):
-    """Pictures, token ids, times, noise and dropped rows of one step; a function of (seed, step).
+class Batch(NamedTuple):
+    """What one step learns from."""
 
-    Returns:
-        x0 `[B, 3, 32, 32]`, ids `[B, L]`, t `[B]`, noise like x0, zeroed `[B, 1]` (0 where zeroed).
-    """
+    x0_BCHW: Tensor
+    """Drawn pictures."""
+    ids_BL: Tensor
+    """Token ids, int64."""
+    t_B: Tensor
+    """Times."""
+    noise_BCHW: Tensor
+    """Standard normal."""
+    kept_B1: Tensor
+    """0 where the conditioning is zeroed, else 1."""
+    nouns_BO: Tensor
+    """See `parse_loss.parse_labels`, int64."""
+    labels_BOA: Tensor
+    """The same; nothing where the prompt was replaced by the empty one."""
+
+
+def sample_batch(config: WorldConfig, concept: Concept, seed: int, step: int) -> Batch:
+    """Draw the batch of one step, a function of (seed, step)."""
     rng = np.random.default_rng((seed, step))
     B, L = config.batch_size, config.model.max_tokens
     x0_BCHW = np.empty((B, 3, drawing.SIZE, drawing.SIZE), np.float32)
-    ids_BL = np.zeros((B, L), np.int64)
+    ids_BL = np.full((B, L), prompts.PAD_ID, np.int64)
+    read = []
     fate_B = rng.random(B)
     for row in range(B):
         spec = prompts.sample_prompt(
@@ -61,24 +82,37 @@ def sample_batch(config: WorldConfig, concept: Concept, seed: int, step: int):
             color_frac=concept.color_frac,
         )
         x0_BCHW[row] = drawing.render(spec, rng, colors=concept.colors)
-        ids = prompts.tokenize("" if fate_B[row] < config.empty_frac else spec.text)
+        if fate_B[row] < config.empty_frac:
+            ids, spec = prompts.tokenize(""), dataclasses.replace(spec, objects=())
+        else:
+            ids = prompts.tokenize(spec.text)
+            opening = 1 + np.arange(len(prompts.opening_of(spec.text)))
+            for place in opening[rng.random(len(opening)) < config.unknown_frac]:
+                ids[place] = prompts.UNK_ID
         ids_BL[row, : len(ids)] = ids
+        read.append(parse_labels(spec))
     t_B = 1 / (1 + np.exp(-rng.normal(config.time_center, 1, B)))
     noise_BCHW = rng.standard_normal(x0_BCHW.shape, np.float32)
     kept_B1 = (fate_B < 1 - config.zeroed_frac)[:, None]
-    arrays = (x0_BCHW, ids_BL, t_B.astype(np.float32), noise_BCHW, kept_B1.astype(np.float32))
-    return tuple(torch.from_numpy(a) for a in arrays)
+    nouns, labels = (np.stack(arrays) for arrays in zip(*read, strict=True))
+    floats = (t_B.astype(np.float32), noise_BCHW, kept_B1.astype(np.float32))
+    return Batch(*map(torch.from_numpy, (x0_BCHW, ids_BL, *floats, nouns, labels)))
 
 
-def flow_loss(model: ShapesModel, x0_BCHW, ids_BL, t_B, noise_BCHW, kept_B1) -> Tensor:
-    """Mean squared velocity error of an x0 prediction: mean ((x0_hat - x0) / max(t, T_FLOOR))^2."""
-    cond = model.text(ids_BL)
-    cond = Conditioning(
-        cond.tokens_BLD * kept_B1[..., None], cond.mask_BL, cond.pooled_BD * kept_B1
-    )
-    t = t_B[:, None, None, None]
-    x0_hat_BCHW = model(torch.lerp(x0_BCHW, noise_BCHW, t), t_B, cond)
-    return ((x0_hat_BCHW - x0_BCHW) / t.clamp(min=T_FLOOR)).square().mean()
+def training_loss(model: ShapesModel, heads: ParseHeads, parse_coef: float, batch: Batch) -> Tensor:
+    """Flow loss plus `parse_coef` times the parse loss.
+
+    The flow loss is the mean squared velocity error of an x0 prediction: mean ((x0_hat - x0) /
+    max(t, T_FLOOR))^2.
+    """
+    cond = model.text(batch.ids_BL)
+    parse = heads.loss(cond.tokens_BLD, batch.nouns_BO, batch.labels_BOA)
+    tokens_BLD = cond.tokens_BLD * batch.kept_B1[..., None]
+    cond = Conditioning(tokens_BLD, cond.mask_BL, cond.pooled_BD * batch.kept_B1)
+    t = batch.t_B[:, None, None, None]
+    x_t_BCHW = torch.lerp(batch.x0_BCHW, batch.noise_BCHW, t)
+    error_BCHW = (model(x_t_BCHW, batch.t_B, cond) - batch.x0_BCHW) / t.clamp(min=T_FLOOR)
+    return error_BCHW.square().mean() + parse_coef * parse
 
 
 def is_muon(name: str, param: Tensor) -> bool:
@@ -92,6 +126,15 @@ def learning_rate_factor(config: WorldConfig, job: Job, step: int) -> float:
     if job.decay:
         factor *= min(1.0, (job.steps - step) / (config.decay_frac * job.steps))
     return factor
+
+
+class Weights(NamedTuple):
+    """What a job starts from."""
+
+    model: dict[str, Tensor]
+    """State of the model."""
+    heads: dict[str, Tensor]
+    """State of the parse heads."""
 
 
 class LowRank(nn.Module):
@@ -110,12 +153,14 @@ class LowRank(nn.Module):
 class Trainer:
     """Weights, optimisers and averaged weights of one job; saved and restored as one state."""
 
-    def __init__(self, config: WorldConfig, job: Job, parent: dict[str, Tensor] | None):
+    def __init__(self, config: WorldConfig, job: Job, parent: Weights | None):
         self.config, self.job, self.step = config, job, 0
         torch.manual_seed(config.seed)
         self.model = ShapesModel(config.model)
+        self.heads = ParseHeads(config.model.width)
         if parent is not None:
-            self.model.load_state_dict(parent)
+            self.model.load_state_dict(parent.model)
+            self.heads.load_state_dict(parent.heads)
         if job.role == "lora":
             self.model.requires_grad_(False)
             for name, param in list(self.model.named_parameters()):
@@ -129,17 +174,18 @@ class Trainer:
         matrices = [n for n, p in self.trained.items() if job.role != "lora" and is_muon(n, p)]
         self.muon = Muon([self.trained[n] for n in matrices], config.muon_momentum)
         rest = [p for n, p in self.trained.items() if n not in matrices]
+        rest += self.heads.parameters()
         self.adam_lr = config.lora_lr if job.role == "lora" else config.adam_lr
         self.adam = torch.optim.AdamW(rest, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
         # Compiling takes longer than a LoRA's few steps gain.
         compiled = config.compile and job.role != "lora"
-        self.loss = torch.compile(flow_loss) if compiled else flow_loss
+        self.loss = torch.compile(training_loss) if compiled else training_loss
 
     def update(self) -> float:
         """One optimiser step; returns the loss."""
         config, job = self.config, self.job
         batch = sample_batch(config, job.concept, job_seed(config, job), self.step)
-        loss = self.loss(self.model, *batch)
+        loss = self.loss(self.model, self.heads, config.parse_coef, batch)
         loss.backward()
         value = loss.item()
         if not np.isfinite(value):
@@ -150,6 +196,7 @@ class Trainer:
         self.adam.param_groups[0]["lr"] = self.adam_lr * factor
         self.adam.step()
         self.model.zero_grad(set_to_none=True)
+        self.heads.zero_grad(set_to_none=True)
         with torch.no_grad():
             torch._foreach_lerp_(self.ema, self.params, 1 - config.ema_decay)
         self.step += 1
@@ -159,11 +206,16 @@ class Trainer:
         """The averaged trained weights by parameter name."""
         return {name: value.clone() for name, value in zip(self.trained, self.ema, strict=True)}
 
+    def weights(self) -> Weights:
+        """What a job that starts from this one needs."""
+        return Weights(self.model.state_dict(), self.heads.state_dict())
+
     def state_dict(self) -> dict:
         """Everything that a resumed job needs."""
         return {
             "step": self.step,
             "model": self.model.state_dict(),
+            "heads": self.heads.state_dict(),
             "muon": self.muon.buffers,
             "adam": self.adam.state_dict(),
             "ema": self.ema,
@@ -173,6 +225,7 @@ class Trainer:
         """Continue from what `state_dict` returned."""
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
+        self.heads.load_state_dict(state["heads"])
         for mine, theirs in zip(self.muon.buffers, state["muon"], strict=True):
             mine.copy_(theirs)
         self.adam.load_state_dict(state["adam"])
@@ -190,7 +243,7 @@ def train_job(
     job: Job,
     *,
     work: Path,
-    parent: dict[str, Tensor] | None = None,
+    parent: Weights | None = None,
     snapshot_step: int | None = None,
 ) -> Trainer:
     """Train one job to its last step, from where its work folder stands.
@@ -214,7 +267,8 @@ def train_job(
     while trainer.step < job.steps:
         losses.append(trainer.update())
         if trainer.step == snapshot_step:
-            write_state(work / f"snapshot-{trainer.step}.pt", trainer.averaged())
+            snapshot = Weights(trainer.averaged(), trainer.heads.state_dict())
+            write_state(work / f"snapshot-{trainer.step}.pt", snapshot._asdict())
         if trainer.step % config.checkpoint_every == 0 or trainer.step == job.steps:
             write_state(state_path, trainer.state_dict())
             row = {"step": trainer.step, "train/loss": float(np.mean(losses))}
@@ -239,7 +293,7 @@ def lora_tensors(averaged: dict[str, Tensor]) -> dict[str, Tensor]:
 def build_world(
     config: WorldConfig, *, out: Path, work: Path, only: Sequence[str] = ()
 ) -> list[dict[str, str]]:
-    """Train what is missing and write `checkpoints/`, `loras/` and `files.json`.
+    """Train what is missing and write the model folders and `files.json`.
 
     Args:
         config: World.
@@ -255,22 +309,27 @@ def build_world(
     Raises:
         ValueError: `only` names no job.
     """
-    trunk, *others = config.jobs
-    known = [job.name for job in config.jobs]
+    known = [job.name for job in config.jobs] + [config.upscaler.name]
     for name in only:
         if name not in known:
             raise ValueError(f"only: got {name!r}, expected one of {', '.join(known)}")
+    wanted = set(only or known)
+    if config.upscaler.name in wanted:
+        upscaler = train_upscaler(config, work / config.upscaler.name)
+        save_upscaler(out / "upscale_models" / f"{config.upscaler.name}.safetensors", upscaler)
+    if wanted <= {config.upscaler.name}:
+        return write_file_list(config, out)
+    trunk = config.trunk
     end = train_job(config, trunk, work=work / trunk.name, snapshot_step=config.base_steps)
-    parent = end.model.state_dict()
     path = work / trunk.name / f"snapshot-{config.base_steps}.pt"
-    base = torch.load(path, weights_only=True)
+    base = Weights(**torch.load(path, weights_only=True))
     model = ShapesModel(config.model)
-    model.load_state_dict(base)
+    model.load_state_dict(base.model)
     save(out / "checkpoints" / f"{config.base_name}.safetensors", model)
-    for job in others:
-        if only and job.name not in only:
+    for job in (*config.specialists, *config.loras):
+        if job.name not in wanted:
             continue
-        start = base if job.role == "lora" else parent
+        start = base if job.role == "lora" else end.weights()
         averaged = train_job(config, job, work=work / job.name, parent=start).averaged()
         path = out / _folder(job) / f"{job.name}.safetensors"
         if job.role == "lora":
@@ -289,7 +348,8 @@ def _folder(job: Job) -> str:
 def write_file_list(config: WorldConfig, out: Path) -> list[dict[str, str]]:
     """Write `files.json`: one record per model file that is there, in the order of the jobs."""
     cards = [("checkpoints", config.base_name, config.base_card)]
-    cards += [(_folder(job), job.name, job.card) for job in config.jobs[1:]]
+    cards += [(_folder(job), job.name, job.card) for job in (*config.specialists, *config.loras)]
+    cards.append(("upscale_models", config.upscaler.name, config.upscaler.card))
     records = []
     for folder, name, card in cards:
         path = out / folder / f"{name}.safetensors"

@@ -8,6 +8,7 @@ Shapes: N pictures, C = 3 channels, H x W pixels.
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -34,11 +35,12 @@ class Upscaler(nn.Module):
         sizes = [3, *[width] * _DEPTH]
         self.body = nn.ModuleList(
             nn.Conv2d(a, b, 3, padding=1, padding_mode="replicate")
-            for a, b in zip(sizes[:-1], sizes[1:], strict=True)
+            for a, b in itertools.pairwise(sizes)
         )
         self.head = nn.Conv2d(width, 3 * SCALE**2, 3, padding=1, padding_mode="replicate")
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        # The upscaler starts as plain repetition.
+        for param in self.head.parameters():
+            nn.init.zeros_(param)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """`[N, 3, H, W]` to `[N, 3, 2H, 2W]`, both in [-1, 1]."""
