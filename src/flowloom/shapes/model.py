@@ -82,6 +82,27 @@ class Conditioning:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class TextKeys:
+    """What the image blocks see of a batch of texts; the same at every time."""
+
+    keys: tuple[Tensor, ...]
+    """By block, `[B, L, D]`."""
+    values: tuple[Tensor, ...]
+    """By block, `[B, L, D]`."""
+    mask_BL: Tensor
+    pooled_BD: Tensor
+
+    def __getitem__(self, rows) -> TextKeys:
+        """Select rows with a slice or an index tensor."""
+        return TextKeys(
+            tuple(k[rows] for k in self.keys),
+            tuple(v[rows] for v in self.values),
+            self.mask_BL[rows],
+            self.pooled_BD[rows],
+        )
+
+
 class MLP(nn.Module):
     """Two linear maps around a squared ReLU."""
 
@@ -173,13 +194,23 @@ class ImageBlock(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, x_BND: Tensor, text_BLD: Tensor, bias: Tensor, signal_BD: Tensor) -> Tensor:
-        """Update every image token; `signal_BD` carries time and pooled text."""
+    def forward(
+        self, x_BND: Tensor, text_k: Tensor, text_v: Tensor, bias: Tensor, signal_BD: Tensor
+    ) -> Tensor:
+        """Update every image token.
+
+        Args:
+            x_BND: Image tokens.
+            text_k: Keys of the text tokens, `[B, L, D]`.
+            text_v: Their values.
+            bias: Hides padding.
+            signal_BD: Time and pooled text.
+        """
         parts = self.modulation(signal_BD)[:, None].chunk(6, dim=-1)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = parts
         h = torch.addcmul(shift_a, _norm(x_BND), 1 + scale_a)
-        k_BMD = torch.cat([self.to_k(h), self.text_k(text_BLD)], 1)
-        v_BMD = torch.cat([self.to_v(h), self.text_v(text_BLD)], 1)
+        k_BMD = torch.cat([self.to_k(h), text_k], 1)
+        v_BMD = torch.cat([self.to_v(h), text_v], 1)
         mixed = _attend(self.to_q(h), k_BMD, v_BMD, bias, self.num_heads)
         x_BND = torch.addcmul(x_BND, self.to_out(mixed), 1 + gate_a)
         h = torch.addcmul(shift_m, _norm(x_BND), 1 + scale_m)
@@ -212,17 +243,28 @@ class ShapesModel(nn.Module):
         """Encode token ids: lists from `prompts.tokenize`, or `[B, <=L]` padded with 0."""
         return self.text(pad_tokens(token_ids, self.config.max_tokens, self.rows.device))
 
-    def forward(self, x_BCHW: Tensor, t_B: Tensor, cond: Conditioning) -> Tensor:
+    def text_keys(self, cond: Conditioning) -> TextKeys:
+        """What all blocks see of texts: computed once, it serves every step of a sampling run."""
+        blocks = [block for block in self.blocks if isinstance(block, ImageBlock)]
+        return TextKeys(
+            tuple(block.text_k(cond.tokens_BLD) for block in blocks),
+            tuple(block.text_v(cond.tokens_BLD) for block in blocks),
+            cond.mask_BL,
+            cond.pooled_BD,
+        )
+
+    def forward(self, x_BCHW: Tensor, t_B: Tensor, cond: Conditioning | TextKeys) -> Tensor:
         """Predict the clean picture x0.
 
         Args:
             x_BCHW: Noisy pictures x_t; sides are multiples of the patch.
             t_B: Times in [0, 1], 1 is noise.
-            cond: What `encode_text` returned, or its `zeroed()`.
+            cond: What `encode_text` returned, its `zeroed()`, or `text_keys` of either.
 
         Raises:
             ValueError: A side is no multiple of the patch.
         """
+        texts = cond if isinstance(cond, TextKeys) else self.text_keys(cond)
         p = self.config.patch
         B, C, H, W = x_BCHW.shape
         if H % p or W % p:
@@ -231,11 +273,11 @@ class ShapesModel(nn.Module):
         x_BND = self.patch_in(x.reshape(B, (H // p) * (W // p), C * p * p))
         rows = _stretch(self.rows, H // p)
         x_BND = x_BND + (rows[:, None] + _stretch(self.columns, W // p)[None]).flatten(0, 1)
-        signal_BD = F.silu(self.time(_time_features(t_B)) + cond.pooled_BD)
-        seen = cond.mask_BL.new_ones(B, x_BND.shape[1])
-        bias = _key_bias(torch.cat([seen, cond.mask_BL], 1), x_BND.dtype)
-        for block in self.blocks:
-            x_BND = block(x_BND, cond.tokens_BLD, bias, signal_BD)
+        signal_BD = F.silu(self.time(_time_features(t_B)) + texts.pooled_BD)
+        seen = texts.mask_BL.new_ones(B, x_BND.shape[1])
+        bias = _key_bias(torch.cat([seen, texts.mask_BL], 1), x_BND.dtype)
+        for block, text_k, text_v in zip(self.blocks, texts.keys, texts.values, strict=True):
+            x_BND = block(x_BND, text_k, text_v, bias, signal_BD)
         shift, scale = self.final_modulation(signal_BD)[:, None].chunk(2, dim=-1)
         out = self.patch_out(torch.addcmul(shift, _norm(x_BND), 1 + scale))
         out = out.reshape(B, H // p, W // p, C, p, p).permute(0, 3, 1, 4, 2, 5)
