@@ -63,5 +63,5 @@ def test_errors_name_the_trouble():
         draw_prompts("test", 10000, ("single",), 0)
     with pytest.raises(ValueError, match="split: got 'dev', expected one of train"):
         draw_prompts("dev", 1, DEMO_KINDS, 0)
-    with pytest.raises(ValueError, match="kinds: got 'three', expected one of single"):
-        draw_prompts("train", 1, ("three",), 0)
+    with pytest.raises(ValueError, match="kinds: got 'four', expected one of single"):
+        draw_prompts("train", 1, ("four",), 0)

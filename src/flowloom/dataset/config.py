@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 from flowloom.config import check
+from flowloom.runs import input_digest
 
 DEMO_KINDS = ("single", "two", "counting", "colors")
+
+
+def digest_of(name: str, path: str | None) -> str | None:
+    """Digest of an input that a configuration names; None where it names none.
+
+    Raises:
+        ValueError: Nothing is there; names the field.
+    """
+    if path is None:
+        return None
+    check(Path(path).exists(), name, path, "an existing file or folder")
+    return input_digest(Path(path))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,9 +40,15 @@ class PromptsConfig:
     same few prompts again and again keys on their wording."""
     seed: int = 0
     """Seed of the lists."""
+    prompts_file: str | None = None
+    """A person's prompts (.txt, .csv or .jsonl) in place of drawn ones; the numbers are then the
+    most that are taken, and kinds and seed say nothing. Off is None."""
+    prompts_digest: str | None = dataclasses.field(init=False, default=None)
+    """MD5 of that file, found when the configuration is made: a run is known by the content."""
 
     def __post_init__(self) -> None:
-        """Check the fields."""
+        """Check the fields, and digest the file."""
+        object.__setattr__(self, "prompts_digest", digest_of("prompts_file", self.prompts_file))
         check(bool(self.kinds), "kinds", self.kinds, "at least one kind")
         for name in ("num_train", "num_calibration", "num_test", "num_unrendered"):
             check(getattr(self, name) >= 1, name, getattr(self, name), ">= 1")
@@ -62,20 +82,50 @@ class BuildPairsConfig:
     """`build_pairs`: prompts with valid workflows, the prior that SFT learns first."""
 
     prompts: PromptsConfig = PromptsConfig()
-    """Prompt lists; the train split is used."""
+    """Prompt lists; the train split and held-out prompts are used."""
     prior: PriorConfig = PriorConfig()
     """What random workflows look like."""
-    num_pairs: int = 4000
-    """Pairs, each workflow once per prompt."""
+    num_pairs: int = 4400
+    """Pairs of all splits together; no prompt twice with workflows that are nearly the same."""
     mutated_frac: float = 0.3
-    """Share that are small edits of sane base workflows; the others are drawn from the grammar."""
+    """Share that are small edits of sane workflows; the others are drawn from the grammar."""
+    held_out_frac: float = 0.05
+    """Share with a held-out prompt."""
+    workflows_file: str | None = None
+    """A person's workflows: a file (.json, .jsonl, .png) or a folder, in the API or the editor's
+    format. Half of the edits start from them, and `given_frac` are they as they are. Off is
+    None."""
+    workflows_digest: str | None = dataclasses.field(init=False, default=None)
+    """Digest of these, found when the configuration is made: a run is known by the content."""
+    given_frac: float = 0.1
+    """Share that are workflows of `workflows_file` as they are; nothing without it."""
+    skip_invalid: bool = False
+    """Whether workflows of `workflows_file` that cannot be used are named and left out; else they
+    are an error."""
+    shard_size: int = 10_000
+    """Pairs per shard, the unit of work and of resuming."""
+    num_processes: int = 2
+    """Worker processes, of no use for a single shard; changes no result."""
+    part: str | None = None
+    """`k/N`, k from 0: draw only every N-th shard from number k on, for a run with the input
+    `parts`. All is None."""
     seed: int = 0
     """Seed of workflows and their prompts."""
 
     def __post_init__(self) -> None:
-        """Check the fields."""
-        check(self.num_pairs >= 1, "num_pairs", self.num_pairs, ">= 1")
-        check(0 <= self.mutated_frac <= 1, "mutated_frac", self.mutated_frac, "in [0, 1]")
+        """Check the fields, and digest the workflows."""
+        digest = digest_of("workflows_file", self.workflows_file)
+        object.__setattr__(self, "workflows_digest", digest)
+        for name in ("num_pairs", "shard_size", "num_processes"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), ">= 1")
+        for name in ("mutated_frac", "held_out_frac", "given_frac"):
+            check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
+        total = self.mutated_frac + self.given_frac
+        check(total <= 1, "mutated_frac + given_frac", total, "at most 1")
+        if self.part is not None:
+            k, separator, num = self.part.partition("/")
+            fits = bool(separator) and k.isdecimal() and num.isdecimal() and int(k) < int(num)
+            check(fits, "part", self.part, "k/N with 0 <= k < N, such as 0/4")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
