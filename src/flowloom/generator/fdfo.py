@@ -36,7 +36,8 @@ from flowloom.generator.config import PromptsConfig, TuneGeneratorConfig
 from flowloom.generator.pictures import write_grid
 from flowloom.generator.velocity import ShapesFlow, Velocity
 from flowloom.render.models import ModelStore, file_record
-from flowloom.render.sampling import sample, simple_schedule
+from flowloom.render.samplers import sample
+from flowloom.render.schedules import schedule
 from flowloom.runs import Run, write_json, write_state
 from flowloom.score.rubric import Rubric, get_rubric
 from flowloom.shapes import prompts as language
@@ -75,7 +76,7 @@ def tune_generator(config: TuneGeneratorConfig, run: Run) -> dict[str, float]:
         betas=(0.9, config.beta2),
         weight_decay=config.weight_decay,
     )
-    times = simple_schedule(config.num_steps, config.time_shift)
+    times = schedule("simple", config.num_steps, shift=config.time_shift)
     held_out = draw_prompts(
         config.prompts, "holdout", config.num_eval_prompts, (config.seed, _EVALUATION)
     )
@@ -246,10 +247,11 @@ def draw(flow: Velocity, prompts: Sequence[str], noise_BCHW: Tensor, times: list
     for first in range(0, len(prompts), 32):
         texts, noise = prompts[first : first + 32], noise_BCHW[first : first + 32]
 
-        def velocity(x, t, rows, texts=texts):
-            return flow.velocity(x, t, [texts[int(row)] for row in rows.tolist()])
+        def denoise(x, t, rows, texts=texts):
+            v = flow.velocity(x, t, [texts[int(row)] for row in rows.tolist()])
+            return x - t[:, None, None, None] * v
 
-        pictures.append(sample(velocity, noise, [times] * len(texts), "euler"))
+        pictures.append(sample(denoise, noise, [times] * len(texts), "euler")[0])
     return torch.cat(pictures)
 
 
@@ -279,8 +281,8 @@ def evaluate(
     kinds = np.array([language.parse(prompt).kind for prompt in prompts])
     result = {}
     settings = {
-        "serve": (config.serve_guidance, simple_schedule(config.serve_steps)),
-        "tuned": (config.guidance, simple_schedule(config.num_steps, config.time_shift)),
+        "serve": (config.serve_guidance, schedule("simple", config.serve_steps)),
+        "tuned": (config.guidance, schedule("simple", config.num_steps, shift=config.time_shift)),
     }
     for name, (guidance, times) in settings.items():
         images_BCHW = draw(ShapesFlow(model, guidance), prompts, noise_BCHW, times)
@@ -304,7 +306,7 @@ def draw_grid(config: TuneGeneratorConfig, model, held_out: Sequence[str], path:
         ShapesFlow(model, config.serve_guidance),
         doubled,
         noise_BCHW,
-        simple_schedule(config.serve_steps),
+        schedule("simple", config.serve_steps),
     )
     rows = images_BCHW.numpy().reshape(len(prompts), GRID_SEEDS, *SHAPE)
     write_grid(path, prompts, [list(row) for row in rows])
