@@ -60,6 +60,7 @@ def build_parser() -> Parser:
     _add_catalogue(commands)
     _add_run(commands)
     _add_registry(commands)
+    _add_artifact(commands)
     doctor = _command(commands, "doctor", "doctor:doctor", "What is installed, reachable, missing")
     _catalogue(doctor, required=False)
     _json(doctor)
@@ -360,6 +361,37 @@ def _add_registry(commands) -> None:
         "--to", type=positive, metavar="N", help="version; default: the champion before this one"
     )
     _json(rollback)
+
+
+def _add_artifact(commands) -> None:
+    parser = commands.add_parser(
+        "artifact", help="Publish, fetch and verify artifacts", description="Published folders."
+    )
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    publish = actions.add_parser(
+        "publish", help="copy a folder to a remote", description="Print the pointer to its copy."
+    )
+    publish.add_argument("folder", metavar="DIR", help="what to publish")
+    publish.add_argument("--remote", metavar="NAME", default="store", help="(%(default)s)")
+    publish.add_argument("--out", metavar="FILE", help="write the pointer as .dvc or .json, too")
+    fetch = actions.add_parser(
+        "fetch", help="bring one back", description="Every file's digest is checked."
+    )
+    verify = actions.add_parser(
+        "verify",
+        help="compare a folder, or the remote, with a pointer",
+        description="Name each file that differs. Exit status: 0 none, 1 some, 2 it cannot be told",
+    )
+    for command in (fetch, verify):
+        command.add_argument(
+            "pointer", metavar="POINTER", help="a .dvc file, a .json file, or JSON as MLflow has it"
+        )
+        command.add_argument("--remote", metavar="NAME", help="instead of the pointer's own")
+        _json(command)
+    fetch.add_argument("--into", metavar="DIR", required=True, help="where nothing is yet")
+    verify.add_argument("folder", nargs="?", metavar="DIR", help="the remote's objects if left out")
+    for name, command in actions.choices.items():
+        command.set_defaults(handler=f"artifact:{name}")
 
 
 def positive(text: str) -> int:
