@@ -7,15 +7,19 @@ p the picture minus the background, at one place:
     fit               q = (2 <p, T> - E) / |T|^2,   E = energy of p in the mask grown by 1 px
 
 The best place is where G * q^2 is largest (G alone sees one large square in four small ones); its
-neighbourhood is suppressed and the next is taken, `NUM_DETECTIONS` times. No gradients; a picture's
-result does not depend on its batch.
+neighbourhood is suppressed and the next is taken, `NUM_DETECTIONS` times. Objects may stand
+anywhere, but G > 0 and q > 0 hold at about a twentieth of the places and masks, and only a bound
+that needs no colour is computed at all of them. No gradients. Every sum over pixels is made alike
+for one picture and for many, so a picture's result does not depend on its batch.
 
-Shapes: B pictures, M = 8 masks (shape x size), K = 8 colours, P = 1024 places, O detections.
+Shapes: B pictures, S shapes, Z sizes, K colours, M = Z * S masks, A = S * Z * K; C channels,
+P = 1024 places, Q = Z * P; O detections; N masks at places of a batch within the bounds.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from functools import cache
 
@@ -24,12 +28,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flowloom.shapes.drawing import BACKGROUND, MASKS, PALETTE, PIXELS, SIZE
+from flowloom.shapes.drawing import BACKGROUND, MASKS, PALETTE, PIXELS, SIZE, Placed
 from flowloom.shapes.prompts import COLORS, SHAPES, SIZES, PromptSpec, ShapeObject
 
 NUM_DETECTIONS = 8
-TEMPERATURE = 3.0
-_KEYS = [(shape, size) for shape in SHAPES for size in SIZES]
+TEMPERATURE = 2.0
+"""Of the probabilities, in units of G: noise of sd 1 on every pixel value would have this one."""
+MIN_EXISTENCE = 0.5
+BATCH_SIZE = 32
+"""Pictures whose tensors are held at once; changes no result."""
+SLACK = 0.01
+"""Of the bounds, for rounding."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,31 +46,72 @@ class Detections:
     """What was found on a batch of pictures, strongest first."""
 
     exists_BO: Tensor
-    """Degree of existence in [0, 1]: clamp((q - .35) / .4)."""
+    """Degree of existence in [0, 1]: clamp((q - .35) / .4); 0 where nothing is left to find."""
     attributes_BOSZK: Tensor
     """Probabilities over shape, size and colour of each detection; sum to 1."""
     centers_BO2: Tensor
     """Row and column of the centre, pixels."""
 
 
-@cache
-def _templates() -> tuple[Tensor, ...]:
-    """Masks `[M, 1, 13, 13]`, grown masks, pixels `[M]`, colours minus background `[K, 3]`."""
-    masks = np.zeros((len(_KEYS), 1, 13, 13), np.float32)
-    for index, key in enumerate(_KEYS):
-        half = PIXELS[key[1]] // 2
-        masks[index, 0, 6 - half : 7 + half, 6 - half : 7 + half] = MASKS[key]
-    masks = torch.from_numpy(masks)
-    grown = F.max_pool2d(masks, 3, stride=1, padding=1)
-    tints = torch.tensor([PALETTE[color] for color in COLORS]) - BACKGROUND
-    return masks, grown, masks.sum((1, 2, 3)), tints
+@dataclasses.dataclass(frozen=True, eq=False)
+class Found:
+    """One object seen on a picture."""
+
+    placed: Placed
+    """The most probable shape, colour and size, its place and its box."""
+    existence: float
+    """Degree of existence in [0, 1]: how much of the picture around it the object explains."""
+    probability: float
+    """Of just this shape, colour and size together."""
+    probabilities_SZK: np.ndarray
+    """Over shape, size and colour, in the order of `SHAPES`, `SIZES`, `COLORS`; sum to 1."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Templates:
+    """The world's masks and colours as tensors."""
+
+    masks_M1YX: Tensor
+    """Binary masks in float32, each in the middle of 11 x 11 pixels."""
+    grown_M1YX: Tensor
+    """The same, grown by 1 px, in 13 x 13."""
+    pixels_M: Tensor
+    """Pixels of each mask."""
+    tints_K3: Tensor
+    """Colours minus background."""
+    norms_KM: Tensor
+    """|T|^2."""
 
 
 @cache
-def _reach() -> Tensor:
-    """`[M, M]` centre distance in pixels below which one mask hides another."""
-    sizes = torch.tensor([PIXELS[size] for _, size in _KEYS])
-    return (sizes[:, None] + sizes[None, :]) // 2
+def _templates() -> _Templates:
+    side = max(PIXELS.values())
+    masks_M1YX = torch.zeros(len(SIZES) * len(SHAPES), 1, side, side)
+    for index, (size, shape) in enumerate(itertools.product(SIZES, SHAPES)):
+        edge = (side - PIXELS[size]) // 2
+        inside = slice(edge, side - edge)
+        masks_M1YX[index, 0, inside, inside] = torch.from_numpy(MASKS[shape, size]).float()
+    pixels_M = masks_M1YX.sum((1, 2, 3))
+    tints_K3 = torch.tensor([PALETTE[color] for color in COLORS]) - BACKGROUND
+    return _Templates(
+        masks_M1YX=masks_M1YX,
+        grown_M1YX=F.max_pool2d(F.pad(masks_M1YX, (1, 1, 1, 1)), 3, stride=1, padding=1),
+        pixels_M=pixels_M,
+        tints_K3=tints_K3,
+        norms_KM=tints_K3.square().sum(1)[:, None] * pixels_M,
+    )
+
+
+@cache
+def _hides() -> Tensor:
+    """`[Q, Q]` whether an object at one size and place leaves no room for one at another."""
+    axis = torch.arange(SIZE)
+    rows_P, columns_P = axis.repeat_interleave(SIZE), axis.repeat(SIZE)
+    apart_PP = torch.maximum(
+        (rows_P[:, None] - rows_P).abs(), (columns_P[:, None] - columns_P).abs()
+    )
+    blocks = [[apart_PP < (PIXELS[a] + PIXELS[b]) // 2 for b in SIZES] for a in SIZES]
+    return torch.cat([torch.cat(line, 1) for line in blocks])
 
 
 def to_native(images_BCHW: Tensor) -> Tensor:
@@ -74,108 +124,214 @@ def to_native(images_BCHW: Tensor) -> Tensor:
     return F.interpolate(images_BCHW, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
 
 
+def find(images_BCHW: Tensor, min_existence: float = MIN_EXISTENCE) -> list[list[Found]]:
+    """The objects on each picture, strongest first.
+
+    Args:
+        images_BCHW: Pictures in [-1, 1].
+        min_existence: Detections that exist to a lesser degree are left out.
+
+    Raises:
+        FloatingPointError: A picture is not finite.
+    """
+    seen = detect(images_BCHW)
+    exists_BO = seen.exists_BO.tolist()
+    odds_BOA = seen.attributes_BOSZK.flatten(2)
+    best_BO = odds_BOA.argmax(2).tolist()
+    centers_BO2 = seen.centers_BO2.tolist()
+    sizes = (len(SHAPES), len(SIZES), len(COLORS))
+
+    def one(b: int, o: int) -> Found:
+        shape, size, color = np.unravel_index(best_BO[b][o], sizes)
+        row, column = centers_BO2[b][o]
+        return Found(
+            placed=Placed(SHAPES[shape], COLORS[color], SIZES[size], row, column),
+            existence=exists_BO[b][o],
+            probability=float(odds_BOA[b, o, best_BO[b][o]]),
+            probabilities_SZK=seen.attributes_BOSZK[b, o].numpy(),
+        )
+
+    return [
+        [one(b, o) for o in range(NUM_DETECTIONS) if exists_BO[b][o] >= max(min_existence, 1e-9)]
+        for b in range(len(exists_BO))
+    ]
+
+
 @torch.no_grad()
 def detect(images_BCHW: Tensor) -> Detections:
-    """Find up to `NUM_DETECTIONS` objects on pictures in [-1, 1]."""
-    masks, grown, pixels_M, tints_K3 = _templates()
-    p = to_native(images_BCHW.float()) - BACKGROUND
-    B, M, K = len(p), len(_KEYS), len(COLORS)
-    channels = F.conv2d(p.reshape(B * 3, 1, SIZE, SIZE), masks, padding=6)
-    channels = channels.reshape(B, 3, M * SIZE * SIZE)
-    energy_BMP = F.conv2d(p.square().sum(1, keepdim=True), grown, padding=6).flatten(2)
-    inner_BKMP = (tints_K3 @ channels).reshape(B, K, M, SIZE * SIZE)
-    norm_KM1 = (tints_K3.square().sum(1)[:, None] * pixels_M)[..., None]
-    gain_BKMP = 2 * inner_BKMP - norm_KM1
-    fit_BKMP = (2 * inner_BKMP - energy_BMP[:, None]) / norm_KM1
-    # Where either is negative the product would be meaningless or turn positive.
-    strength_BMP, color_BMP = (gain_BKMP.clamp(min=0) * fit_BKMP.clamp(min=0).square()).max(1)
+    """Find up to `NUM_DETECTIONS` objects on pictures in [-1, 1].
 
-    rows_P = torch.arange(SIZE).repeat_interleave(SIZE)
-    columns_P = torch.arange(SIZE).repeat(SIZE)
-    reach_MM = _reach()
-    picture_B = torch.arange(B)
-    gain_BKMYX = F.pad(gain_BKMP.reshape(B, K, M, SIZE, SIZE), (1, 1, 1, 1), value=-1e9)
-    near = torch.tensor([-1, 0, 1])
-    exists, attributes, centers = [], [], []
+    Raises:
+        FloatingPointError: A picture is not finite.
+    """
+    p_BCYX = to_native(images_BCHW.float()) - BACKGROUND
+    energy_BYX = p_BCYX.square().sum(1)
+    if not energy_BYX.isfinite().all():
+        bad = int((~energy_BYX.isfinite()).flatten(1).any(1).nonzero()[0])
+        raise FloatingPointError(f"detector: picture {bad} of the batch is not finite")
+    parts = [_detect(p_BCYX[i : i + BATCH_SIZE]) for i in range(0, max(len(p_BCYX), 1), BATCH_SIZE)]
+    return Detections(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _detect(p_BCYX: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The fields of `Detections` for one batch."""
+    known = _templates()
+    half = known.masks_M1YX.shape[-1] // 2
+    pixels = p_BCYX.reshape(-1, 1, SIZE, SIZE)
+    # Beyond the edge p is 0, the background.
+    sums_BCMP = F.conv2d(pixels, known.masks_M1YX, padding=half).reshape(
+        len(p_BCYX), 3, -1, SIZE * SIZE
+    )
+    energy_B1YX = p_BCYX.square().sum(1, keepdim=True)
+    energy_BMP = F.conv2d(energy_B1YX, known.grown_M1YX, padding=half + 1).flatten(2)
+    strength_BQ, fit_BQ = _strongest(sums_BCMP, energy_BMP)
+    exists_OB, places_OB = [], []
     for _ in range(NUM_DETECTIONS):
-        best_B = strength_BMP.flatten(1).argmax(1)
-        mask_B, place_B = best_B // (SIZE * SIZE), best_B % (SIZE * SIZE)
-        row_B, column_B = rows_P[place_B], columns_P[place_B]
-        found_B = strength_BMP[picture_B, mask_B, place_B] > 0
-        fit_B = fit_BKMP[picture_B, color_BMP[picture_B, mask_B, place_B], mask_B, place_B]
-        exists.append(((fit_B - 0.35) / 0.4).clamp(0, 1) * found_B)
-        window = gain_BKMYX[
-            picture_B[:, None, None],
-            :,
-            :,
-            (row_B[:, None] + 1 + near)[:, :, None],
-            (column_B[:, None] + 1 + near)[:, None, :],
-        ]
-        logits_BKM = window.amax((1, 2)) / TEMPERATURE
-        odds_BMK = logits_BKM.flatten(1).softmax(1).reshape(B, K, M).mT
-        attributes.append(odds_BMK.reshape(B, len(SHAPES), len(SIZES), K))
-        centers.append(torch.stack([row_B, column_B], 1))
-        distance_BP = torch.maximum(
-            (rows_P - row_B[:, None]).abs(), (columns_P - column_B[:, None]).abs()
-        )
-        strength_BMP = strength_BMP.masked_fill(
-            distance_BP[:, None] < reach_MM[mask_B][:, :, None], 0.0
-        )
-    return Detections(torch.stack(exists, 1), torch.stack(attributes, 1), torch.stack(centers, 1))
+        value_B, best_B = strength_BQ.max(1)
+        fit_B = fit_BQ.gather(1, best_B[:, None])[:, 0]
+        exists_OB.append(((fit_B - 0.35) / 0.4).clamp(0, 1) * (value_B > 0))
+        places_OB.append(best_B % (SIZE * SIZE))
+        strength_BQ.masked_fill_(_hides()[best_B], 0.0)
+    places_BO = torch.stack(places_OB, 1)
+    centers_BO2 = torch.stack([places_BO // SIZE, places_BO % SIZE], 2)
+    return torch.stack(exists_OB, 1), _attributes(sums_BCMP, centers_BO2), centers_BO2
 
 
-def _match(found: Detections, row: int, item: ShapeObject) -> np.ndarray:
-    """`[O]` probability that each detection of one picture is what a noun phrase names."""
-    odds_OSZK = found.attributes_BOSZK[row, :, SHAPES.index(item.shape)]
-    if item.size:
-        odds_OSZK = odds_OSZK[:, SIZES.index(item.size), None]
-    if item.color:
-        odds_OSZK = odds_OSZK[..., COLORS.index(item.color), None]
-    return odds_OSZK.sum((1, 2)).numpy()
+def _strongest(sums_BCMP: Tensor, energy_BMP: Tensor) -> tuple[Tensor, Tensor]:
+    """G * q^2 and q of the best shape and colour at each size and place, `[B, Q]`; 0 where none is.
+
+    With c the sums of p under a mask of n pixels, <p, T> = <c, tint> <= |c| |tint|. So G > 0 needs
+    2 |c| > |tint| n and q > 0 needs 2 |c| |tint| > E: bounds that spare most places the colours.
+    """
+    known = _templates()
+    lengths_K = known.tints_K3.square().sum(1)
+    needed_M1 = lengths_K.min() * known.pixels_M.square()[:, None] / 4 * (1 - SLACK)
+    squares_BMP = sums_BCMP.square().sum(1)
+    at_N = (squares_BMP > needed_M1).flatten().nonzero()[:, 0]
+    energy_N = energy_BMP.flatten()[at_N]
+    bound_N = squares_BMP.flatten()[at_N] * (4 * lengths_K.max() * (1 + SLACK))
+    kept = bound_N > energy_N.square()
+    at_N, energy_N = at_N[kept], energy_N[kept]
+
+    _, num_masks, num_places = energy_BMP.shape
+    picture_N, rest_N = at_N // (num_masks * num_places), at_N % (num_masks * num_places)
+    red_N, green_N, blue_N = sums_BCMP.flatten(2)[picture_N, :, rest_N].unbind(1)
+    r_K1, g_K1, b_K1 = 2 * known.tints_K3.T[:, :, None]
+    twice_KN = r_K1 * red_N + g_K1 * green_N + b_K1 * blue_N
+    norm_KN = known.norms_KM[:, rest_N // num_places]
+    fit_KN = (twice_KN - energy_N) / norm_KN
+    # Where either is negative the product would be meaningless or turn positive.
+    gain_KN = (twice_KN - norm_KN).clamp(min=0)
+    strength_N, color_N = (gain_KN * fit_KN.clamp(min=0).square()).max(0)
+
+    strength_BMP, fit_BMP = torch.zeros_like(energy_BMP), torch.zeros_like(energy_BMP)
+    strength_BMP.view(-1)[at_N] = strength_N
+    fit_BMP.view(-1)[at_N] = fit_KN.gather(0, color_N[None])[0]
+    by_size = (len(energy_BMP), len(SIZES), len(SHAPES), num_places)
+    strength_BZP, shape_BZP = strength_BMP.reshape(by_size).max(2)
+    fit_BZP = fit_BMP.reshape(by_size).gather(2, shape_BZP[:, :, None])[:, :, 0]
+    return strength_BZP.flatten(1), fit_BZP.flatten(1)
 
 
-def _relation(relation: str | None, centers_O2: np.ndarray) -> np.ndarray:
-    """`[O, O]` degree to which i lies on the named side of j: clamp((along - across) / 4)."""
-    if relation is None:
-        return np.ones((len(centers_O2),) * 2)
-    down, right = (centers_O2[None, :, axis] - centers_O2[:, None, axis] for axis in (0, 1))
-    along = {"left": right, "right": -right, "above": down, "below": -down}[relation]
-    across = np.abs(down if relation in ("left", "right") else right)
-    return np.clip((along - across) / 4, 0, 1)
+def _attributes(sums_BCMP: Tensor, centers_BO2: Tensor) -> Tensor:
+    """`[B, O, S, Z, K]` softmax of the largest G within 1 px of each centre / `TEMPERATURE`."""
+    known = _templates()
+    num_pictures, _, num_masks, _ = sums_BCMP.shape
+    num_found = centers_BO2.shape[1]
+    near = torch.tensor([-1, 0, 1])
+    # Beyond the edge the edge itself is looked at once more, which changes no maximum.
+    rows_BO31 = (centers_BO2[..., 0, None] + near).clamp(0, SIZE - 1)[..., :, None]
+    columns_BO13 = (centers_BO2[..., 1, None] + near).clamp(0, SIZE - 1)[..., None, :]
+    places_B1R = (rows_BO31 * SIZE + columns_BO13).flatten(1)[:, None]
+    window = sums_BCMP.flatten(1, 2).gather(2, places_B1R.expand(-1, 3 * num_masks, -1))
+    red, green, blue = window.reshape(num_pictures, 3, 1, num_masks, num_found, 9).unbind(1)
+    r, g, b = 2 * known.tints_K3.T[:, :, None, None, None]
+    twice_BKMO = (r * red + g * green + b * blue).amax(-1)
+    gain_BKMO = twice_BKMO - known.norms_KM[..., None]
+    gain_BKZSO = gain_BKMO.unflatten(2, (len(SIZES), len(SHAPES)))
+    gain_BOSZK = gain_BKZSO.permute(0, 4, 3, 2, 1)
+    return (gain_BOSZK.flatten(2) / TEMPERATURE).softmax(2).reshape(gain_BOSZK.shape)
 
 
-def _grade(found: Detections, row: int, spec: PromptSpec) -> float:
-    exists_O = found.exists_BO[row].numpy().astype(float)
-    matches = [exists_O * _match(found, row, item) for item in spec.objects]
-    wanted = sum(item.count for item in spec.objects)
-    if spec.kind == "counting":
-        count = matches[0].sum()
-        extra = exists_O.sum() - count
-        return float(np.exp(-((count - wanted) ** 2) / 0.4) / (1 + extra))
-    extra = max(0.0, exists_O.sum() - wanted)
-    if len(matches) == 1:
-        return float(matches[0].max() / (1 + extra))
-    first, second = matches[0][:, None], matches[1][None, :]
-    pairs = 0.2 * (first + second) / 2 + 0.8 * first * second
-    pairs = pairs * (0.2 + 0.8 * _relation(spec.relation, found.centers_BO2[row].numpy()))
-    np.fill_diagonal(pairs, 0.0)
-    return float(pairs.max() / (1 + extra))
+@cache
+def _named(item: ShapeObject) -> np.ndarray:
+    """`[A]` 1 where a combination of shape, size and colour is what a noun phrase names."""
+    holds = np.ones((len(SHAPES), len(SIZES), len(COLORS)))
+    holds *= np.array([item.shape == shape for shape in SHAPES])[:, None, None]
+    holds *= np.array([item.size in (None, size) for size in SIZES])[:, None]
+    holds *= np.array([item.color in (None, color) for color in COLORS])
+    return holds.ravel()
+
+
+@cache
+def _assignments(num_phrases: int) -> np.ndarray:
+    """`[number, num_phrases]` every way to give each noun phrase a detection of its own."""
+    return np.array(list(itertools.permutations(range(NUM_DETECTIONS), num_phrases)))
+
+
+_SIDES = {"left": (1, 1.0), "right": (1, -1.0), "above": (0, 1.0), "below": (0, -1.0)}
+"""Relation to axis and sign: the first object's coordinate is smaller, times the sign."""
+
+
+def _relation(relations: Sequence[str], exists_BO: np.ndarray, centers_BO2: np.ndarray):
+    """`[B, O, O]` degree to which i lies on the named side of j: clamp((along - across) / 4)."""
+    axes = np.array([_SIDES[name][0] for name in relations])
+    signs = np.array([_SIDES[name][1] for name in relations])
+    apart_BOO2 = centers_BO2[:, None, :] - centers_BO2[:, :, None]
+    rows = np.arange(len(axes))
+    along_BOO = apart_BOO2[rows, :, :, axes] * signs[:, None, None]
+    across_BOO = np.abs(apart_BOO2[rows, :, :, 1 - axes])
+    degree_BOO = np.clip((along_BOO - across_BOO) / 4, 0, 1)
+    seen_BO = exists_BO > 0
+    return degree_BOO * seen_BO[:, :, None] * seen_BO[:, None, :]
+
+
+def grade(found: Detections, specs: Sequence[PromptSpec]) -> Tensor:
+    """Faithfulness in [0, 1] of what was found on each picture to its prompt; see `score`."""
+    exists_BO = found.exists_BO.double().numpy()
+    odds_BOA = found.attributes_BOSZK.flatten(2).double().numpy()
+    centers_BO2 = found.centers_BO2.numpy()
+    wanted_B = np.array([sum(item.count for item in spec.objects) for spec in specs], float)
+    total_B = exists_BO.sum(1)
+    score_B = np.zeros(len(specs))
+    groups: dict[tuple[bool, int, bool], list[int]] = {}
+    for row, spec in enumerate(specs):
+        group = (spec.kind == "counting", len(spec.objects), spec.relation is not None)
+        groups.setdefault(group, []).append(row)
+    for (counting, num_phrases, related), rows in groups.items():
+        named = np.array([[_named(item) for item in specs[row].objects] for row in rows])
+        match_BJO = (named[:, :, None] * odds_BOA[rows][:, None]).sum(3) * exists_BO[rows][:, None]
+        if counting:
+            count_B = match_BJO[:, 0].sum(1)
+            extra_B = (total_B[rows] - count_B).clip(min=0)
+            score_B[rows] = np.exp(-((count_B - wanted_B[rows]) ** 2) / 0.4) / (1 + extra_B)
+            continue
+        ways = _assignments(num_phrases)
+        match_BNJ = match_BJO[:, np.arange(num_phrases), ways]
+        value_BN = 0.2 * match_BNJ.mean(2) + 0.8 * match_BNJ.prod(2)
+        if related:
+            names = [specs[row].relation or "" for row in rows]
+            degree_BOO = _relation(names, exists_BO[rows], centers_BO2[rows])
+            value_BN = value_BN * (0.2 + 0.8 * degree_BOO[:, ways[:, 0], ways[:, 1]])
+        extra_B = (total_B[rows] - wanted_B[rows]).clip(min=0)
+        score_B[rows] = value_BN.max(1) / (1 + extra_B)
+    return torch.from_numpy(score_B).float()
 
 
 def score(images_BCHW: Tensor, specs: Sequence[PromptSpec]) -> Tensor:
     """Faithfulness in [0, 1] of each picture to its prompt, `[B]` float32.
 
-    One object: its existence times the probability of what is named. Two: .2 mean + .8 product of
-    both, the best assignment, times .2 + .8 * relation. Counting: exp(-(soft count - n)^2 / .4).
-    Extra objects divide by 1 + their sum.
+    One, two or three noun phrases: the best assignment of detections to phrases, .2 mean + .8
+    product of existence times the probability of what is named; times .2 + .8 * relation where
+    there is one. Counting: exp(-(soft count - n)^2 / .4). Extra objects divide by 1 + their sum.
 
     Raises:
         ValueError: Numbers of pictures and prompts differ.
+        FloatingPointError: A picture is not finite.
     """
     if len(images_BCHW) != len(specs):
         raise ValueError(f"specs: got {len(specs)}, expected one per picture ({len(images_BCHW)})")
-    found = detect(images_BCHW)
-    return torch.tensor([_grade(found, row, spec) for row, spec in enumerate(specs)])
+    return grade(detect(images_BCHW), specs)
 
 
 @torch.no_grad()
@@ -186,7 +342,7 @@ def crispness(images_BCHW: Tensor) -> Tensor:
     distance from the background. An empty picture has no energy and scores 0.
     """
     p = to_native(images_BCHW.float()).flatten(2) - BACKGROUND
-    tints_K3 = torch.cat([torch.zeros(1, 3), _templates()[3]])
+    tints_K3 = torch.cat([torch.zeros(1, 3), _templates().tints_K3])
     energy_BP = p.square().sum(1)
     inner_BKP = tints_K3 @ p
     distances_BKP = energy_BP[:, None] - 2 * inner_BKP + tints_K3.square().sum(1)[:, None]
