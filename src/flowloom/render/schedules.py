@@ -1,12 +1,13 @@
 """Schedules: the falling times at which a flow model is asked, t = 1 noise, t = 0 picture.
 
-A flow model mixes x_t = (1 - t) x0 + t eps. ComfyUI calls t sigma, and its schedulers are defined
-over a table of the model's sigmas; here that table is
+A flow model mixes x_t = (1 - t) x0 + t eps. ComfyUI calls t sigma, and defines its schedulers over
+a table of the model's sigmas; for a flow model that is
 
-    sigma_k = shift_time(k / 1000, shift),    k = K_MIN .. 1000,
+    sigma_k = shift_time(k / 1000, shift),    k = 1 .. 1000.
 
-so sigma_max = 1 and sigma_min = shift_time(T_MIN, shift). Every schedule ends in an appended 0,
-falls strictly (a time that a coarse table would repeat is asked once), and is a list of floats.
+One departure: `karras` and `exponential` end at T_MIN instead of the table's first entry. Every
+schedule is a list of floats that ends in an appended 0 and falls strictly: a time that would come
+twice is asked once.
 """
 
 from __future__ import annotations
@@ -16,10 +17,15 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from flowloom.shapes.model import T_FLOOR
+
 TABLE_SIZE = 1000
-K_MIN = 50
-T_MIN = K_MIN / TABLE_SIZE
-"""Smallest non-zero time of a schedule, before the model's shift."""
+T_MIN = T_FLOOR
+"""Smallest non-zero time of `karras` and `exponential`, before the model's shift.
+
+The models' training loss no longer grows below it, so they are not good for finer noise. With the
+table's 0.001 these two would spend half of their steps between a picture and the same picture.
+"""
 
 RHO = 7.0
 """Exponent of `karras`: the paper's choice for images."""
@@ -50,17 +56,16 @@ def schedule(name: str, num_steps: int, *, denoise: float = 1.0, shift: float = 
         return []
     total = num_steps if denoise >= 1 else int(num_steps / denoise)
     _check_steps(num_steps)
-    sigma_min, sigma_max = shift_time(T_MIN, shift), 1.0
     if name == "simple":
         times = _simple(total, shift)
     elif name == "normal":
-        times = _even(np.linspace(sigma_max, sigma_min, total), shift)
+        times = _even(total, shift, with_end=True)
     elif name == "sgm_uniform":
-        times = _even(np.linspace(sigma_max, sigma_min, total + 1)[:-1], shift)
+        times = _even(total, shift, with_end=False)
     elif name == "karras":
-        times = karras(total, sigma_min, sigma_max)
+        times = karras(total, shift_time(T_MIN, shift))
     elif name == "exponential":
-        times = exponential(total, sigma_min, sigma_max)
+        times = exponential(total, shift_time(T_MIN, shift))
     else:
         times = beta(total, shift=shift)
     return times[-(num_steps + 1) :]
@@ -83,18 +88,19 @@ def percent_to_sigma(percent: float, shift: float = 1.0) -> float:
 
 
 def _simple(num_steps: int, shift: float) -> list[float]:
-    """Table entries at equal strides from the top: k_i = 1000 - floor(1000 i / n), k >= K_MIN."""
-    entries = (TABLE_SIZE - i * TABLE_SIZE // num_steps for i in range(num_steps))
-    return _ending(shift_time(max(k, K_MIN) / TABLE_SIZE, shift) for k in entries)
+    """Table entries at equal strides from the top: k_i = 1000 - floor(1000 i / n)."""
+    return _entries((TABLE_SIZE - i * TABLE_SIZE // num_steps for i in range(num_steps)), shift)
 
 
-def _even(timesteps: np.ndarray, shift: float) -> list[float]:
-    """Sigmas of equally spaced timesteps.
+def _even(num_steps: int, shift: float, *, with_end: bool) -> list[float]:
+    """Sigmas of equally spaced timesteps from that of sigma_1000 to that of sigma_1.
 
-    The timestep of a sigma is the sigma itself, shifted already, as ComfyUI and diffusers have it:
-    so the end of the range is shifted twice where the model has a shift.
+    The timestep of a sigma is the sigma itself, shifted already, in ComfyUI as in diffusers: so the
+    end of the range is shifted twice where the model has a shift.
     """
-    return _ending(shift_time(float(t), shift) for t in timesteps)
+    end = shift_time(1 / TABLE_SIZE, shift)
+    timesteps = np.linspace(1, end, num_steps + (not with_end))[:num_steps]
+    return _ending(shift_time(t, shift) for t in timesteps.tolist())
 
 
 def karras(
@@ -144,8 +150,8 @@ def beta(
 ) -> list[float]:
     """Table entries at quantiles of a Beta distribution (arXiv 2407.12173): dense at both ends.
 
-    The entry of step i is round(F^-1(1 - i / n)) in units of the table's last index; entries met
-    twice are dropped, so short tables or many steps give fewer steps.
+    Step i takes entry k = 1 + round(999 F^-1(1 - i / n)). Entries met twice are asked once, so many
+    steps become fewer.
 
     Args:
         num_steps: Steps n, >= 1.
@@ -163,8 +169,8 @@ def beta(
         if not value > 0:
             raise ValueError(f"{field}: got {value}, expected a number > 0")
     quantiles = betaincinv(alpha, beta, 1 - np.arange(num_steps) / num_steps)
-    entries = np.rint(quantiles * (TABLE_SIZE - K_MIN)).astype(int) + K_MIN
-    return _ending(shift_time(int(k) / TABLE_SIZE, shift) for k in entries)
+    entries = np.rint(quantiles * (TABLE_SIZE - 1)).astype(int) + 1
+    return _entries(entries.tolist(), shift)
 
 
 def split(times: list[float], step: int) -> tuple[list[float], list[float]]:
@@ -189,6 +195,11 @@ def part(
         if not keep_noise:
             times = [*times[:-1], 0.0]
     return times[start_at_step:] if start_at_step < len(times) - 1 else []
+
+
+def _entries(ks: Iterable[int], shift: float) -> list[float]:
+    """The schedule of some entries of the table."""
+    return _ending(shift_time(k / TABLE_SIZE, shift) for k in ks)
 
 
 def _ending(sigmas: Iterable[float]) -> list[float]:
