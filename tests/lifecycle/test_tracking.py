@@ -82,6 +82,7 @@ def test_the_catalogue_is_named_by_its_hash(tracked, make_run, spooled):
     digest = writer.finish({}).digest
     reader = runs.open_run("build_pairs", Nothing(), {"catalogue": digest})
     reader.begin()
+    (reader.out / "pairs.txt").write_text("a star")
     reader.finish({})
     for run in (writer, reader):
         record(run)
