@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from flowloom.render.engine import Engine, RenderJob, noise
+from flowloom.render.batch import noise
+from flowloom.render.engine import Engine, RenderJob
 from flowloom.render.models import ModelStore
 from flowloom.shapes import prompts
 from flowloom.shapes.model import apply_lora, flops_per_call
 from tests.render.tiny import CHECKPOINTS, LORA, flow, write_world
 
 PROMPT = "a red circle"
+THREE_STEPS = [1.0, 0.667, 0.334, 0.0]  # times come from a table of 1,000
 TOLERANCE = 2e-4  # float noise of a random, badly conditioned model
 
 
@@ -48,7 +50,7 @@ def test_euler_with_guidance_by_hand(engine):
     (result,) = render(engine, flow(steps=3, cfg=2.5))
     model = engine.store.checkpoint(CHECKPOINTS[0])
     x = noise(3, (3, 32, 32))[None]
-    expected = by_hand(model, model, x, [1.0, 2 / 3, 1 / 3, 0.0], 2.5).clamp(-1, 1)
+    expected = by_hand(model, model, x, THREE_STEPS, 2.5).clamp(-1, 1)
     np.testing.assert_allclose(result.image, expected[0].numpy(), atol=TOLERANCE)
     assert result.image.dtype == np.float32
     assert result.flops == 6 * flops_per_call(model.config, 32, model.config.max_tokens)
@@ -58,7 +60,7 @@ def test_zeroed_negative_by_hand(engine):
     (result,) = render(engine, flow(cfg=4.0, zero_negative=True))
     model = engine.store.checkpoint(CHECKPOINTS[0])
     x = noise(3, (3, 32, 32))[None]
-    expected = by_hand(model, model, x, [1.0, 2 / 3, 1 / 3, 0.0], 4.0, zeroed=True)
+    expected = by_hand(model, model, x, THREE_STEPS, 4.0, zeroed=True)
     np.testing.assert_allclose(result.image, expected.clamp(-1, 1)[0].numpy(), atol=TOLERANCE)
 
 
@@ -95,7 +97,7 @@ def test_lora_strengths_act_on_model_and_text_apart(engine):
     base, tensors = engine.store.checkpoint(CHECKPOINTS[0]), engine.store.lora(LORA)
     model, clip = apply_lora(base, tensors, 0.5, 0.0), apply_lora(base, tensors, 0.0, -1.0)
     x = noise(3, (3, 32, 32))[None]
-    expected = by_hand(model, clip, x, [1.0, 2 / 3, 1 / 3, 0.0], 2.5).clamp(-1, 1)
+    expected = by_hand(model, clip, x, THREE_STEPS, 2.5).clamp(-1, 1)
     np.testing.assert_allclose(result.image, expected[0].numpy(), atol=TOLERANCE)
 
 

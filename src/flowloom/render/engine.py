@@ -1,13 +1,12 @@
 """The embedded engine: executes ComfyUI workflows over the shapes world's models, in batches.
 
-Each workflow runs as a coroutine that stops where it needs a sampler. The samplers that wait are
+All jobs of a call are one plan in which every different node is computed once
+(`flowloom.render.plan`). Texts of one encoder are encoded in one batch. Sampler runs that wait are
 grouped by model, picture size and sampler, and run in batches of up to `batch_size` rows, which may
-differ in steps, schedule, guidance and start. So pictures depend on the list of jobs only through
+differ in steps, schedule, guidance and texts. So pictures depend on the list of jobs only through
 float rounding, and not at all where the list is equal.
 
-What the nodes do is in `flowloom.render.nodes`.
-
-Shapes: B rows, C channels, H x W pixels.
+What the nodes do is in `flowloom.render.nodes` and `flowloom.render.sampler_nodes`.
 """
 
 from __future__ import annotations
@@ -19,14 +18,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowloom.render import sampling
-from flowloom.render.models import ModelStore
-from flowloom.render.nodes import ModelRef, SamplerTask, TextRef, execute
-from flowloom.shapes import prompts
-from flowloom.shapes.model import Conditioning, flops_per_call
+from flowloom.render import batch, conditioning
+from flowloom.render.batch import SamplerTask
+from flowloom.render.models import ModelStore, Weights
+from flowloom.render.nodes import NODES, Costly, Encoding
+from flowloom.render.plan import Plan, Step
+from flowloom.render.sampler_nodes import SAMPLER_NODES
+from flowloom.render.sorting import batch_key
 from flowloom.workflow import Workflow
 
+__all__ = ["BATCH_SIZE", "Engine", "RenderJob", "RenderResult", "batch_key"]
+
 BATCH_SIZE = 32
+FUNCTIONS = NODES | SAMPLER_NODES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +50,7 @@ class RenderResult:
     image: np.ndarray
     """`[3, H, W]` float32 in [-1, 1]."""
     flops: int
-    """Multiply-adds times two of the network calls it took."""
+    """Multiply-adds times two of the network calls that it takes on its own."""
 
 
 class Engine:
@@ -65,130 +69,71 @@ class Engine:
             ValueError: A workflow cannot be executed: names job, node, class and reason.
             FloatingPointError: A sampler gave something that is not finite; names the batch's jobs.
         """
-        runs = [_Run(self.store, job) for job in jobs]
-        waiting = {index: task for index, run in enumerate(runs) if (task := run.start())}
-        while waiting:
-            groups: dict[tuple, list[int]] = {}
-            for index, task in waiting.items():
-                groups.setdefault(task.group, []).append(index)
-            finished: dict[int, tuple[Tensor, int]] = {}
-            for members in groups.values():
-                # Long schedules first, so that a batch shrinks and does not drag short rows along.
-                members = sorted(members, key=lambda index: -len(waiting[index].times))
-                for first in range(0, len(members), self.batch_size):
-                    rows = members[first : first + self.batch_size]
-                    try:
-                        outcome = self._sample([waiting[index] for index in rows])
-                    except FloatingPointError as error:
-                        names = ", ".join(jobs[index].id for index in rows)
-                        raise FloatingPointError(f"{error}; jobs {names}") from None
-                    finished.update(zip(rows, outcome, strict=True))
-            waiting = {
-                index: task for index in waiting if (task := runs[index].resume(*finished[index]))
-            }
-        return [run.result() for run in runs]
+        plan = Plan(FUNCTIONS)
+        added = [plan.add(job.workflow, job.id) for job in jobs]
+        pending = plan.steps
+        while pending:
+            pending = self._advance(pending)
+        results = []
+        for steps, root in added:
+            assert root.outputs is not None
+            image: Tensor = root.outputs[0]
+            flops = sum(step.flops for step in steps)
+            results.append(RenderResult(image.contiguous().numpy().copy(), flops))
+        return results
 
-    def _sample(self, tasks: Sequence[SamplerTask]) -> list[tuple[Tensor, int]]:
-        """Run one batch: final latents and FLOPs by row. All tasks are of one group."""
-        model = self.store.model(tasks[0].model.checkpoint, tasks[0].model.patches)
-        latent_BCHW = torch.stack([task.latent_CHW for task in tasks])
-        noise_BCHW = torch.stack([noise(task.seed, task.latent_CHW.shape) for task in tasks])
-        start_B = torch.tensor([task.times[0] for task in tasks])
-        x_BCHW = sampling.add_noise(latent_BCHW, noise_BCHW, start_B)
-        positive = self._encode([task.positive for task in tasks])
-        negative = self._encode([task.negative for task in tasks])
-        cfg_B = torch.tensor([task.cfg for task in tasks])
-        guided_B = torch.tensor([task.guided for task in tasks])
+    def _advance(self, steps: Sequence[Step]) -> list[Step]:
+        """Compute what can be computed now; what is left."""
+        texts: dict[Weights, list[tuple[Step, str]]] = {}
+        samplers: dict[tuple, list[tuple[Step, SamplerTask]]] = {}
+        left = []
+        for step in steps:
+            if not step.is_ready:
+                left.append(step)
+                continue
+            try:
+                result = step.function(self.store, **step.inputs())
+            except ValueError as error:
+                raise ValueError(f"{step.where}: {error}") from error
+            if isinstance(result, Encoding):
+                texts.setdefault(result.encoder, []).append((step, result.text))
+            elif isinstance(result, SamplerTask):
+                samplers.setdefault(result.group, []).append((step, result))
+            elif isinstance(result, Costly):
+                step.outputs, step.flops = result.outputs, result.flops
+            else:
+                step.outputs = result
+        for encoder, waiting in texts.items():
+            self._encode(encoder, waiting)
+        for waiting in samplers.values():
+            # Long schedules first, so that a batch shrinks and does not drag short rows along.
+            waiting.sort(key=lambda item: -len(item[1].times))
+            for first in range(0, len(waiting), self.batch_size):
+                self._sample(waiting[first : first + self.batch_size])
+        return left
 
-        def velocity(x_NCHW: Tensor, t_N: Tensor, rows_N: Tensor) -> Tensor:
-            twice = torch.nonzero(guided_B[rows_N]).flatten()
-            if not len(twice):
-                return model.velocity(x_NCHW, t_N, positive[rows_N])
-            cond = Conditioning.cat([positive[rows_N], negative[rows_N[twice]]])
-            v = model.velocity(
-                torch.cat([x_NCHW, x_NCHW[twice]]), torch.cat([t_N, t_N[twice]]), cond
-            )
-            v_NCHW, v_negative = v[: len(rows_N)], v[len(rows_N) :]
-            v_NCHW[twice] = sampling.guide(v_NCHW[twice], v_negative, cfg_B[rows_N[twice]])
-            return v_NCHW
-
-        times = [task.times for task in tasks]
-        x_BCHW = sampling.sample(velocity, x_BCHW, times, tasks[0].sampler)
-        height, width = latent_BCHW.shape[2:]
-        call = flops_per_call(model.config, (height, width), model.config.max_tokens)
-        flops = [
-            call * (1 + task.guided) * sampling.num_evaluations(task.sampler, len(task.times) - 1)
-            for task in tasks
-        ]
-        return list(zip(x_BCHW.unbind(), flops, strict=True))
-
-    def _encode(self, texts: Sequence[TextRef]) -> Conditioning:
-        """Encode texts, each different one once."""
-        rows: dict[tuple[ModelRef, str], int] = {}
-        parts, order = [], {}
-        for text in texts:
-            order.setdefault(text.clip, {})[text.text] = None
-        for clip, different in order.items():
-            encoder = self.store.model(clip.checkpoint, clip.patches)
-            parts.append(encoder.encode_text([prompts.tokenize(text) for text in different]))
-            for text in different:
-                rows[clip, text] = len(rows)
-        cond = Conditioning.cat(parts)[torch.tensor([rows[t.clip, t.text] for t in texts])]
-        kept_B = torch.tensor([float(not text.zeroed) for text in texts])
-        return Conditioning(
-            cond.tokens_BLD * kept_B[:, None, None], cond.mask_BL, cond.pooled_BD * kept_B[:, None]
-        )
-
-
-def batch_key(workflow: Workflow) -> tuple:
-    """Sorts workflows so that those whose samplers can share a batch lie together."""
-    files, samplers, scales = [], [], []
-    for node_id in workflow.order():
-        inputs = workflow.nodes[node_id].inputs
-        for name in ("ckpt_name", "lora_name"):
-            if name in inputs:
-                files.append([inputs[name], inputs.get("strength_model")])
-        if "sampler_name" in inputs:
-            samplers.append([inputs["sampler_name"], inputs.get("steps")])
-        if "scale_by" in inputs:
-            scales.append(inputs["scale_by"])
-    return str(files), len(samplers), str(scales), str(samplers)
-
-
-def noise(seed: int, shape: Sequence[int]) -> Tensor:
-    """Standard normal noise of one job: a function of its seed and shape alone."""
-    generator = torch.Generator().manual_seed(seed % 2**64)
-    return torch.randn(tuple(shape), generator=generator)
-
-
-class _Run:
-    """One workflow on its way."""
-
-    def __init__(self, store: ModelStore, job: RenderJob):
-        self.job = job
-        self.flops = 0
-        self._image: Tensor | None = None
-        self._steps = execute(store, job.workflow)
-
-    def start(self) -> SamplerTask | None:
-        """Go on until the first sampler; None once the picture is there."""
-        return self._send(None)
-
-    def resume(self, latent_CHW: Tensor, flops: int) -> SamplerTask | None:
-        """Hand the sampler's result in and go on until the next one."""
-        self.flops += flops
-        return self._send(latent_CHW)
-
-    def _send(self, value: Tensor | None) -> SamplerTask | None:
+    def _encode(self, encoder: Weights, waiting: Sequence[tuple[Step, str]]) -> None:
+        """Encode the texts of one encoder, each different one once."""
+        different = list(dict.fromkeys(text for _, text in waiting))
         try:
-            return self._steps.send(value)
-        except StopIteration as stop:
-            self._image = stop.value
-            return None
+            encoded = conditioning.encode(self.store.text_encoder(encoder), different)
         except ValueError as error:
-            raise ValueError(f"job {self.job.id}: {error}") from error
+            raise ValueError(f"{waiting[0][0].where}: {error}") from error
+        by_text = dict(zip(different, encoded, strict=True))
+        for step, text in waiting:
+            step.outputs = ((by_text[text],),)
 
-    def result(self) -> RenderResult:
-        assert self._image is not None
-        image = self._image.contiguous().numpy().copy()
-        return RenderResult(image=image, flops=self.flops)
+    def _sample(self, waiting: Sequence[tuple[Step, SamplerTask]]) -> None:
+        """Run one batch; all tasks are of one group."""
+        steps, tasks = [step for step, _ in waiting], [task for _, task in waiting]
+        try:
+            model = self.store.transformer(tasks[0].guider.model.weights)
+            results = batch.run(model, tasks)
+        except ValueError as error:
+            raise ValueError(f"{steps[0].where}: {error}") from error
+        except FloatingPointError as error:
+            names = "; ".join(step.where for step in steps)
+            raise FloatingPointError(f"{error}: {names}") from error
+        for step, task, result in zip(steps, tasks, results, strict=True):
+            outputs = (result.latent_CHW, result.denoised_CHW)
+            step.outputs, step.flops = outputs[: task.num_outputs], result.flops

@@ -1,284 +1,259 @@
-"""What the embedded node classes do. Every link carries a value of one of a few kinds.
+"""What the embedded node classes do, but for sampling. Every link carries a value of its type.
 
 What nodes mean is what ComfyUI does, with these differences: pixels are the latents, so `VAEDecode`
-only clamps to [-1, 1]; `EmptyLatentImage` and `LatentUpscaleBy` round sizes to whole patches; a
-KSampler with denoise 0 returns its latent unchanged; one picture per workflow, the first of its
-first output.
+only clamps to [-1, 1] and `VAEEncode` cuts to whole patches; latents are rounded to whole patches;
+one picture per workflow, the first of its first output.
 
-Values: MODEL and CLIP are a `ModelRef`, CONDITIONING a `TextRef`, LATENT and IMAGE a tensor
-`[C, H, W]`, VAE a name without meaning.
+Values: MODEL a `guidance.Model`, CLIP a `models.Weights`, CONDITIONING `conditioning.Texts`, LATENT
+and IMAGE a tensor `[C, H, W]`, UPSCALE_MODEL an `Upscaler`, VAE a name without meaning.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import inspect
-import math
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flowloom.render import images, sampling
-from flowloom.render.models import ModelStore, Patch
-from flowloom.workflow import Link, Node, Workflow
+from flowloom.render import conditioning as text_ops
+from flowloom.render import images as pixel_ops
+from flowloom.render import sizes
+from flowloom.render.conditioning import Texts
+from flowloom.render.guidance import Model
+from flowloom.render.models import ModelStore, Weights
+from flowloom.shapes.upscaler import Upscaler, flops_per_picture
 
 CHANNELS = 3
-_PATCH = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelRef:
-    """What a MODEL or CLIP link carries: a checkpoint and the LoRAs on it."""
+class Encoding:
+    """A text that waits to be encoded in one batch with others."""
 
-    checkpoint: str
-    """File name."""
-    patches: tuple[Patch, ...] = ()
-    """LoRAs in the order of their loaders."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TextRef:
-    """What a CONDITIONING link carries; encoded where a sampler needs it."""
-
-    clip: ModelRef
-    """Whose text encoder."""
+    encoder: Weights
     text: str
-    """What it says."""
-    zeroed: bool = False
-    """Whether ConditioningZeroOut emptied it."""
 
 
-@dataclasses.dataclass(frozen=True)
-class SamplerTask:
-    """A KSampler that waits for its batch."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Costly:
+    """Outputs that took network calls."""
 
-    model: ModelRef
-    """With the LoRAs that act on the transformer."""
-    positive: TextRef
-    negative: TextRef
-    latent_CHW: Tensor
-    """What it starts from, before noise."""
-    seed: int
-    cfg: float
-    sampler: str
-    """One of `sampling.SAMPLERS`."""
-    times: tuple[float, ...]
-    """Schedule, not empty."""
-
-    @property
-    def group(self) -> tuple:
-        """Tasks with equal groups may share a batch."""
-        return (self.model, tuple(self.latent_CHW.shape), self.sampler)
-
-    @property
-    def guided(self) -> bool:
-        """Whether the negative is needed; ComfyUI leaves its call out where its weight is 0."""
-        return not math.isclose(self.cfg, 1.0)
+    outputs: tuple[Any, ...]
+    flops: int
+    """Multiply-adds times two."""
 
 
-def execute(store: ModelStore, workflow: Workflow) -> Generator[SamplerTask, Any, Tensor]:
-    """Evaluate nodes; yields each sampler, is sent its latent, returns the image `[C, H, W]`."""
-    roots = workflow.roots()
-    if not roots:
-        raise ValueError("workflow: got no output node, expected a SaveImage")
-    values: dict[str, tuple[Any, ...]] = {}
-    for node_id in workflow.order():
-        node = workflow.nodes[node_id]
-        where = f"node {node_id} ({node.class_type})"
-        if node.class_type != "KSampler" and node.class_type not in _NODES:
-            known = ", ".join(sorted([*_NODES, "KSampler"]))
-            raise ValueError(
-                f"{where}: class not known to the embedded engine, expected one of {known}"
-            )
-        try:
-            inputs = _inputs(node, values)
-            if node.class_type == "KSampler":
-                task = _sampler_task(store, **inputs)
-                values[node_id] = (inputs["latent_image"] if task is None else (yield task),)
-            else:
-                values[node_id] = _NODES[node.class_type](store, **inputs)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
-    return values[roots[0]][0]
+def checkpoint_loader(store: ModelStore, *, ckpt_name: str):
+    """A transformer, its text encoder, and pixels for latents."""
+    store.checkpoint(ckpt_name)
+    return Model(Weights(ckpt_name)), Weights(ckpt_name), "pixels"
 
 
-def _inputs(node: Node, values: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
-    """Literals of a node and what its links carry; inputs its class does not know are ignored."""
-    function = _sampler_task if node.class_type == "KSampler" else _NODES[node.class_type]
-    inputs = {}
-    for name, required in _parameters(function).items():
-        if name not in node.inputs:
-            if required:
-                raise ValueError(f"{name}: input is missing")
-            continue
-        value = node.inputs[name]
-        if isinstance(value, Link):
-            if value.node not in values or not 0 <= value.slot < len(values[value.node]):
-                raise ValueError(
-                    f"{name}: got link {list(value)}, expected an output of another node"
-                )
-            value = values[value.node][value.slot]
-        if name in _LINKED and not isinstance(value, _LINKED[name]):
-            raise ValueError(f"{name}: got {type(value).__name__}, expected a link of another type")
-        inputs[name] = value
-    return inputs
-
-
-@functools.cache
-def _parameters(function: Callable[..., Any]) -> dict[str, bool]:
-    """Inputs a node's function takes, and whether each is required."""
-    parameters = list(inspect.signature(function).parameters.values())[1:]
-    return {p.name: p.default is p.empty for p in parameters}
-
-
-def _sampler_task(
+def lora_loader(
     store: ModelStore,
     *,
-    model: ModelRef,
-    positive: TextRef,
-    negative: TextRef,
-    latent_image: Tensor,
-    seed: int,
-    steps: int,
-    cfg: float,
-    sampler_name: str,
-    scheduler: str,
-    denoise: float = 1.0,
-) -> SamplerTask | None:
-    """The task of a KSampler, or None where it has nothing to do."""
-    if sampler_name not in sampling.SAMPLERS:
-        expected = ", ".join(sampling.SAMPLERS)
-        raise ValueError(f"sampler_name: got {sampler_name!r}, expected one of {expected}")
-    if steps < 1:
-        raise ValueError(f"steps: got {steps}, expected >= 1")
-    times = sampling.schedule(scheduler, int(steps), float(denoise))
-    if not times:
-        return None
-    # Only the strengths that act on the transformer distinguish batches.
-    patches = tuple(p._replace(strength_clip=0.0) for p in model.patches if p.strength_model)
-    return SamplerTask(
-        model=ModelRef(model.checkpoint, patches),
-        positive=positive,
-        negative=negative,
-        latent_CHW=latent_image,
-        seed=int(seed),
-        cfg=float(cfg),
-        sampler=sampler_name,
-        times=tuple(times),
-    )
-
-
-def _checkpoint_loader(store: ModelStore, *, ckpt_name: str):
-    store.path("checkpoints", ckpt_name)
-    return ModelRef(ckpt_name), ModelRef(ckpt_name), "vae"
-
-
-def _lora_loader(
-    store: ModelStore,
-    *,
-    model: ModelRef,
-    clip: ModelRef,
+    model: Model,
+    clip: Weights,
     lora_name: str,
     strength_model: float,
     strength_clip: float,
 ):
-    store.path("loras", lora_name)
-    patch = Patch(lora_name, float(strength_model), float(strength_clip))
-    return (
-        dataclasses.replace(model, patches=(*model.patches, patch)),
-        dataclasses.replace(clip, patches=(*clip.patches, patch)),
+    """A LoRA on top of those that are there, on both parts."""
+    (patched,) = lora_loader_model_only(
+        store, model=model, lora_name=lora_name, strength_model=strength_model
     )
+    # Encodings are told apart by what acts on the text encoder alone.
+    touched = strength_clip if store.touches_text(lora_name) else 0.0
+    return patched, clip.patched(lora_name, touched)
 
 
-def _text_encode(store: ModelStore, *, text: str, clip: ModelRef):
-    # Only the strengths that act on the text encoder distinguish encodings.
-    patches = tuple(
-        p._replace(strength_model=0.0)
-        for p in clip.patches
-        if p.strength_clip and store.touches_text(p.lora)
-    )
-    return (TextRef(ModelRef(clip.checkpoint, patches), str(text)),)
+def lora_loader_model_only(
+    store: ModelStore, *, model: Model, lora_name: str, strength_model: float
+):
+    """A LoRA on the transformer alone."""
+    store.lora(lora_name)
+    return (dataclasses.replace(model, weights=model.weights.patched(lora_name, strength_model)),)
 
 
-def _zero_out(store: ModelStore, *, conditioning: TextRef):
-    return (dataclasses.replace(conditioning, zeroed=True),)
+def model_merge(store: ModelStore, *, model1: Model, model2: Model, ratio: float):
+    """The first model times `ratio` plus the second times 1 - `ratio`; the first one's options."""
+    return (dataclasses.replace(model1, weights=model1.weights.merged(model2.weights, ratio)),)
 
 
-def _empty_latent(store: ModelStore, *, width: int, height: int, batch_size: int = 1):
+def model_sampling(store: ModelStore, *, model: Model, shift: float):
+    """Another time shift; the last one counts."""
+    if shift <= 0:
+        raise ValueError(f"shift: got {shift:g}, expected a number > 0: at 0 there are no times")
+    return (dataclasses.replace(model, shift=shift),)
+
+
+def rescale_cfg(store: ModelStore, *, model: Model, multiplier: float):
+    """Guidance that keeps the deviation; the last one counts."""
+    return (dataclasses.replace(model, rescale=multiplier),)
+
+
+def text_encode(store: ModelStore, *, text: str, clip: Weights):
+    """Waits for its batch."""
+    return Encoding(clip, text)
+
+
+def zero_out(store: ModelStore, *, conditioning: Texts):
+    """See `conditioning.zero_out`."""
+    return (text_ops.zero_out(conditioning),)
+
+
+def combine(store: ModelStore, *, conditioning_1: Texts, conditioning_2: Texts):
+    """See `conditioning.combine`."""
+    return (text_ops.combine(conditioning_1, conditioning_2),)
+
+
+def concat(store: ModelStore, *, conditioning_to: Texts, conditioning_from: Texts):
+    """See `conditioning.concat`."""
+    return (text_ops.concat(conditioning_to, conditioning_from),)
+
+
+def average(
+    store: ModelStore,
+    *,
+    conditioning_to: Texts,
+    conditioning_from: Texts,
+    conditioning_to_strength: float,
+):
+    """See `conditioning.average`."""
+    return (text_ops.average(conditioning_to, conditioning_from, conditioning_to_strength),)
+
+
+def set_range(store: ModelStore, *, conditioning: Texts, start: float, end: float):
+    """See `conditioning.set_range`."""
+    return (text_ops.set_range(conditioning, start, end),)
+
+
+def empty_latent(store: ModelStore, *, width: int, height: int, batch_size: int = 1):
+    """Nothing, in whole patches."""
     if batch_size != 1:
         raise ValueError(f"batch_size: got {batch_size}, expected 1")
-    height, width = (max(int(value) // _PATCH, 1) * _PATCH for value in (height, width))
-    _check_pixels(store, height, width)
+    height, width = sizes.whole_patches(height), sizes.whole_patches(width)
+    sizes.check_pixels(store.catalogue, height, width)
     return (torch.zeros(CHANNELS, height, width),)
 
 
-def _latent_upscale(store: ModelStore, *, samples: Tensor, upscale_method: str, scale_by: float):
-    height, width = (max(round(side / _PATCH * scale_by), 1) * _PATCH for side in samples.shape[1:])
-    _check_pixels(store, height, width)
-    return (images.resize(samples[None], height, width, upscale_method)[0],)
+def latent_upscale(
+    store: ModelStore, *, samples: Tensor, upscale_method: str, width: int, height: int, crop: str
+):
+    """Resample a latent to given sides."""
+    sides = sizes.wanted((samples.shape[1], samples.shape[2]), height, width)
+    height, width = (sizes.whole_patches(side) for side in sides)
+    sizes.check_pixels(store.catalogue, height, width)
+    return (sizes.resized(samples, height, width, upscale_method, crop),)
 
 
-def _decode(store: ModelStore, *, samples: Tensor, vae: str):
+def latent_upscale_by(store: ModelStore, *, samples: Tensor, upscale_method: str, scale_by: float):
+    """Resample a latent by a factor."""
+    height, width = sizes.scaled((samples.shape[1], samples.shape[2]), scale_by)
+    sizes.check_pixels(store.catalogue, height, width)
+    return (sizes.resized(samples, height, width, upscale_method),)
+
+
+def decode(store: ModelStore, *, samples: Tensor, vae: str):
+    """A latent as a picture."""
     return (samples.clamp(-1, 1),)
 
 
-def _image_scale(store: ModelStore, *, image: Tensor, upscale_method: str, scale_by: float):
-    height, width = (max(round(side * scale_by), 1) for side in image.shape[1:])
-    _check_pixels(store, height, width)
+def encode(store: ModelStore, *, pixels: Tensor, vae: str):
+    """A picture as a latent."""
+    return (sizes.cut_to_patches(pixels),)
+
+
+def upscale_model_loader(store: ModelStore, *, model_name: str):
+    """A learned upscaler."""
+    return (store.upscaler(model_name),)
+
+
+def image_upscale(store: ModelStore, *, upscale_model: Upscaler, image: Tensor):
+    """Run a learned upscaler."""
+    height, width = image.shape[1:]
+    sizes.check_pixels(store.catalogue, height * upscale_model.scale, width * upscale_model.scale)
+    picture = upscale_model(image[None])[0].clamp(-1, 1)
+    return Costly((picture,), flops_per_picture(upscale_model, height, width))
+
+
+def image_scale(
+    store: ModelStore, *, image: Tensor, upscale_method: str, width: int, height: int, crop: str
+):
+    """Resample a picture to given sides."""
+    height, width = sizes.wanted((image.shape[1], image.shape[2]), height, width)
+    sizes.check_pixels(store.catalogue, height, width)
     # Bicubic and lanczos overshoot.
-    return (images.resize(image[None], height, width, upscale_method)[0].clamp(-1, 1),)
+    return (sizes.resized(image, height, width, upscale_method, crop).clamp(-1, 1),)
 
 
-def _image_sharpen(
+def image_scale_by(store: ModelStore, *, image: Tensor, upscale_method: str, scale_by: float):
+    """Resample a picture by a factor."""
+    height, width = (max(round(side * scale_by), 1) for side in image.shape[1:])
+    sizes.check_pixels(store.catalogue, height, width)
+    return (sizes.resized(image, height, width, upscale_method).clamp(-1, 1),)
+
+
+def image_sharpen(
     store: ModelStore, *, image: Tensor, sharpen_radius: int, sigma: float, alpha: float
 ):
-    return (images.sharpen(image[None], int(sharpen_radius), sigma, alpha)[0],)
+    """See `images.sharpen`."""
+    return (pixel_ops.sharpen(image[None], sharpen_radius, sigma, alpha)[0],)
 
 
-def _image_blur(store: ModelStore, *, image: Tensor, blur_radius: int, sigma: float):
-    return (images.blur(image[None], int(blur_radius), sigma)[0],)
+def image_blur(store: ModelStore, *, image: Tensor, blur_radius: int, sigma: float):
+    """See `images.blur`."""
+    return (pixel_ops.blur(image[None], blur_radius, sigma)[0],)
 
 
-def _save_image(store: ModelStore, *, images: Tensor, filename_prefix: str = ""):
+def image_blend(
+    store: ModelStore, *, image1: Tensor, image2: Tensor, blend_factor: float, blend_mode: str
+):
+    """See `images.blend`; the second picture takes the sides of the first."""
+    if image2.shape != image1.shape:
+        height, width = image1.shape[1:]
+        image2 = sizes.resized(image2, height, width, "bicubic", "center")
+    return (pixel_ops.blend(image1, image2, blend_factor, blend_mode),)
+
+
+def save_image(store: ModelStore, *, images: Tensor, filename_prefix: str = ""):
+    """The workflow's picture; whoever asked for it names the file."""
     return (images,)
 
 
-def _preview_image(store: ModelStore, *, images: Tensor):
+def preview_image(store: ModelStore, *, images: Tensor):
+    """The workflow's picture."""
     return (images,)
 
 
-def _check_pixels(store: ModelStore, height: int, width: int) -> None:
-    limit = store.catalogue.limits.pixels
-    if height * width > limit:
-        raise ValueError(f"size: got {width} x {height} pixels, expected at most {limit} in all")
-
-
-_LINKED = {
-    "model": ModelRef,
-    "clip": ModelRef,
-    "vae": str,
-    "positive": TextRef,
-    "negative": TextRef,
-    "conditioning": TextRef,
-    "latent_image": Tensor,
-    "samples": Tensor,
-    "image": Tensor,
-    "images": Tensor,
-}
-_NODES: dict[str, Callable[..., tuple[Any, ...]]] = {
-    "CheckpointLoaderSimple": _checkpoint_loader,
-    "LoraLoader": _lora_loader,
-    "CLIPTextEncode": _text_encode,
-    "ConditioningZeroOut": _zero_out,
-    "EmptyLatentImage": _empty_latent,
-    "LatentUpscaleBy": _latent_upscale,
-    "VAEDecode": _decode,
-    "ImageScaleBy": _image_scale,
-    "ImageSharpen": _image_sharpen,
-    "ImageBlur": _image_blur,
-    "SaveImage": _save_image,
-    "PreviewImage": _preview_image,
+NODES: dict[str, Callable[..., Any]] = {
+    "CheckpointLoaderSimple": checkpoint_loader,
+    "LoraLoader": lora_loader,
+    "LoraLoaderModelOnly": lora_loader_model_only,
+    "UpscaleModelLoader": upscale_model_loader,
+    "ModelMergeSimple": model_merge,
+    "ModelSamplingSD3": model_sampling,
+    "ModelSamplingAuraFlow": model_sampling,
+    "RescaleCFG": rescale_cfg,
+    "CLIPTextEncode": text_encode,
+    "ConditioningZeroOut": zero_out,
+    "ConditioningCombine": combine,
+    "ConditioningConcat": concat,
+    "ConditioningAverage": average,
+    "ConditioningSetTimestepRange": set_range,
+    "EmptyLatentImage": empty_latent,
+    "LatentUpscale": latent_upscale,
+    "LatentUpscaleBy": latent_upscale_by,
+    "VAEDecode": decode,
+    "VAEEncode": encode,
+    "ImageUpscaleWithModel": image_upscale,
+    "ImageScale": image_scale,
+    "ImageScaleBy": image_scale_by,
+    "ImageSharpen": image_sharpen,
+    "ImageBlur": image_blur,
+    "ImageBlend": image_blend,
+    "PreviewImage": preview_image,
+    "SaveImage": save_image,
 }

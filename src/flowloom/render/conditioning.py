@@ -1,0 +1,167 @@
+"""What a CONDITIONING link carries: encoded texts, each with the times at which it takes part.
+
+A sampler calls the model on every text that is active and takes the mean of what it says, so
+`combine` costs one call more per step, while `concat` and `average` make one text of two.
+
+Shapes: n tokens of a text without padding, D = width, E texts, L the longest of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flowloom.shapes import prompts
+from flowloom.shapes.model import Conditioning, ShapesModel
+
+MAX_TEXTS = 16
+"""Texts that one CONDITIONING may hold, and that may be joined into one."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Text:
+    """One encoded text, or what nodes made of several."""
+
+    tokens_nD: Tensor
+    """One vector per token, without padding."""
+    pooled_D: Tensor
+    """One vector for the whole."""
+    num_slots: int
+    """Tokens that it is charged for: every text as if padded to the encoder's length."""
+    start: float = 0.0
+    """Share of the sampling range after which it takes part."""
+    end: float = 1.0
+    """Share of the sampling range until which it takes part."""
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether there may be times at which it takes no part."""
+        return self.start > 0 or self.end < 1
+
+
+Texts = tuple[Text, ...]
+"""What a CONDITIONING link carries; not empty."""
+
+
+def encode(model: ShapesModel, texts: Sequence[str]) -> list[Text]:
+    """Encode texts in one batch.
+
+    Raises:
+        ValueError: The model's word table is that of another version.
+    """
+    ids = [prompts.tokenize(text) for text in texts]
+    if len(prompts.WORDS) != model.config.num_words:
+        raise ValueError(
+            f"text: the checkpoint knows {model.config.num_words} words, "
+            f"expected {len(prompts.WORDS)}: it is of another version of the world"
+        )
+    encoded = model.encode_text(ids)
+    lengths = encoded.mask_BL.sum(1).tolist()
+    return [
+        Text(encoded.tokens_BLD[row, :length], encoded.pooled_BD[row], model.config.max_tokens)
+        for row, length in enumerate(lengths)
+    ]
+
+
+def combine(first: Texts, second: Texts) -> Texts:
+    """Both, each called on its own (ConditioningCombine).
+
+    Raises:
+        ValueError: More than `MAX_TEXTS`.
+    """
+    num_texts = len(first) + len(second)
+    if num_texts > MAX_TEXTS:
+        raise ValueError(f"conditioning: got {num_texts} texts, expected at most {MAX_TEXTS}")
+    return first + second
+
+
+def concat(to: Texts, other: Texts) -> Texts:
+    """The first of the other's texts behind each text; pooled vector and times stay.
+
+    Raises:
+        ValueError: A text would be longer than `MAX_TEXTS` encoded ones, or widths differ.
+    """
+    end = _first(to, other)
+    longest = max(len(text.tokens_nD) + len(end.tokens_nD) for text in to)
+    if longest > MAX_TEXTS * prompts.MAX_TOKENS:
+        raise ValueError(
+            f"conditioning: got {longest} tokens, expected at most {MAX_TEXTS * prompts.MAX_TOKENS}"
+        )
+    return tuple(
+        dataclasses.replace(
+            text,
+            tokens_nD=torch.cat([text.tokens_nD, end.tokens_nD]),
+            num_slots=text.num_slots + end.num_slots,
+        )
+        for text in to
+    )
+
+
+def average(to: Texts, other: Texts, weight: float) -> Texts:
+    """Each text times `weight` plus the first of the other's times 1 - `weight`, token by token.
+
+    The shorter is padded with zeros; a text of weight 0 leaves no tokens behind.
+
+    Raises:
+        ValueError: Widths differ.
+    """
+    end = _first(to, other)
+    if weight == 1:
+        return to
+    mixed = []
+    for text in to:
+        tokens_nD, pooled_D, slots = end.tokens_nD, end.pooled_D, end.num_slots
+        if weight != 0:
+            length = max(len(text.tokens_nD), len(tokens_nD))
+            longer, other_longer = _lengthen(text.tokens_nD, length), _lengthen(tokens_nD, length)
+            tokens_nD = torch.lerp(other_longer, longer, weight)
+            pooled_D = torch.lerp(pooled_D, text.pooled_D, weight)
+            slots = max(slots, text.num_slots)
+        mixed.append(
+            dataclasses.replace(text, tokens_nD=tokens_nD, pooled_D=pooled_D, num_slots=slots)
+        )
+    return tuple(mixed)
+
+
+def zero_out(texts: Texts) -> Texts:
+    """The same shapes without content (ConditioningZeroOut)."""
+    return tuple(
+        dataclasses.replace(
+            text,
+            tokens_nD=torch.zeros_like(text.tokens_nD),
+            pooled_D=torch.zeros_like(text.pooled_D),
+        )
+        for text in texts
+    )
+
+
+def set_range(texts: Texts, start: float, end: float) -> Texts:
+    """Let texts take part only between two shares of the sampling range."""
+    return tuple(dataclasses.replace(text, start=start, end=end) for text in texts)
+
+
+def stack(texts: Sequence[Text]) -> Conditioning:
+    """One batch of E texts, padded to the longest and masked."""
+    length = max(len(text.tokens_nD) for text in texts)
+    lengths_E = torch.tensor([len(text.tokens_nD) for text in texts])
+    return Conditioning(
+        torch.stack([_lengthen(text.tokens_nD, length) for text in texts]),
+        torch.arange(length) < lengths_E[:, None],
+        torch.stack([text.pooled_D for text in texts]),
+    )
+
+
+def _lengthen(tokens_nD: Tensor, length: int) -> Tensor:
+    return F.pad(tokens_nD, (0, 0, 0, length - len(tokens_nD)))
+
+
+def _first(to: Texts, other: Texts) -> Text:
+    """The text that is added to others, as the server takes it: the first one."""
+    widths = {text.tokens_nD.shape[1] for text in (*to, other[0])}
+    if len(widths) > 1:
+        raise ValueError(f"conditioning: got texts of widths {sorted(widths)}, expected one width")
+    return other[0]
