@@ -13,6 +13,7 @@ import hashlib
 import io
 import math
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -60,7 +61,7 @@ class S3Remote:
         self._bucket, _, prefix = url.removeprefix(S3).partition("/")
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self._stopped = threading.Event()
-        if not self._bucket:
+        if not re.fullmatch(r"[\w.-]+", self._bucket, re.ASCII):
             raise ValueError(f"remote {name!r}: got {url!r}, expected {S3}bucket/prefix")
         self._client = self._connect(endpoint)
 
@@ -89,11 +90,11 @@ class S3Remote:
                     self._put_parts(digest, source, size)
                     return
                 except self._client.exceptions.ClientError as error:
-                    # Another publisher of this object finished first, or an expiry came between.
+                    # Another publisher of this object finished first, or a rule ended the upload.
+                    if self.has(digest, size):
+                        return
                     if _code(error) != "NoSuchUpload":
                         raise
-            if self.has(digest, size):
-                return
         raise UnreachableError(f"{self._said()}: {source}: the upload was ended {ATTEMPTS} times")
 
     def put_manifest(self, digest: str, data: bytes) -> None:
