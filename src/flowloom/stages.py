@@ -33,7 +33,9 @@ STAGES: dict[str, Stage] = {
     "publish_generator": Stage(
         function="flowloom.generator.publish:publish_generator", inputs=("generator",)
     ),
-    "build_pairs": Stage(function="flowloom.dataset.pairs:build_pairs", inputs=("catalogue",)),
+    "build_pairs": Stage(
+        function="flowloom.dataset.pairs:build_pairs", inputs=("catalogue",), optional=("parts",)
+    ),
     "build_triplets": Stage(
         function="flowloom.dataset.triplets:build_triplets", inputs=("catalogue", "pairs")
     ),

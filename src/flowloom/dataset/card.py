@@ -148,7 +148,11 @@ def describe_files(paths: Iterable[Path]) -> list[dict[str, Any]]:
 
 def count_values(values: Iterable[Any]) -> dict[str, int]:
     """Rows by value, sorted by value."""
-    counts = Counter(str(value) for value in values)
+    return sorted_counts(Counter(str(value) for value in values))
+
+
+def sorted_counts(counts: Mapping[str, int]) -> dict[str, int]:
+    """Counts in the order of their values."""
     return {value: counts[value] for value in sorted(counts)}
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from flowloom.dataset.config import BuildTripletsConfig
+from flowloom.dataset.pairs import load_pairs
 from flowloom.dataset.plan import Cell, Plan, Rendered
 from flowloom.dataset.prompts import draw_prompts, draw_unrendered
 from flowloom.dataset.tables import read_table, write_table
@@ -28,7 +29,7 @@ from flowloom.render.engine import RenderJob, RenderResult, batch_key
 from flowloom.render.pool import RenderPool
 from flowloom.runs import Run, write_json
 from flowloom.shapes.prompts import PromptSpec
-from flowloom.workflow import Catalogue, Workflow
+from flowloom.workflow import Catalogue
 
 SHARD = pa.schema(
     [
@@ -160,15 +161,6 @@ def load(path: str | Path, split: str | None = None) -> dict[str, list[Any]]:
         known = ", ".join(sorted(set(columns["split"])))
         raise ValueError(f"split: got {split!r}, expected one of {known}")
     return {name: [values[row] for row in kept] for name, values in columns.items()}
-
-
-def load_pairs(path: str | Path) -> dict[str, list[Workflow]]:
-    """Workflows of each prompt from the folder that `build_pairs` wrote, in its order."""
-    rows = read_table(Path(path) / "pairs.parquet")
-    flows: dict[str, list[Workflow]] = {}
-    for prompt, text in zip(rows["prompt"], rows["workflow"], strict=True):
-        flows.setdefault(prompt, []).append(Workflow.from_api(json.loads(text)))
-    return flows
 
 
 def load_prompts(path: str | Path) -> list[dict[str, str]]:

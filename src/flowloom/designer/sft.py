@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from flowloom.dataset import triplets as triplet_data
-from flowloom.dataset.tables import read_table
+from flowloom.dataset.pairs import read_pairs
 from flowloom.dataset.tokenizer import WordTokenizer
 from flowloom.designer.config import SFTConfig
 from flowloom.designer.policy import VOCABULARY_FILE, Policy
@@ -60,7 +60,7 @@ def train_sft(
     installed = Catalogue.load(catalogue / "catalogue.json.gz")
     vocabulary = Vocabulary.build(installed)
     grammar = Grammar(installed, vocabulary, config.policy.num_workflow_tokens)
-    pair_rows = read_table(pairs / "pairs.parquet")
+    pair_rows = read_pairs(pairs, columns=("prompt", "workflow"))
     train_rows = triplet_data.load(triplets, "train")
     tokenizer = WordTokenizer.fit([*pair_rows["prompt"], *train_rows["prompt"]])
 
