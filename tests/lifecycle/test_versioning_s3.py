@@ -10,6 +10,7 @@ Facts pinned:
 """
 
 import dataclasses
+import functools
 import hashlib
 import os
 import random
@@ -21,6 +22,7 @@ import threading
 import time
 
 import pytest
+from botocore import session
 from botocore.exceptions import ReadTimeoutError
 
 from flowloom import runs
@@ -35,6 +37,13 @@ LARGE_BYTES = 13 * MIB  # three parts
 
 @pytest.fixture(scope="module")
 def endpoint():
+    # Reading what a client knows of S3 takes a tenth of a second: once is enough.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "create_loader", functools.cache(session.create_loader))
+        yield from serve()
+
+
+def serve():
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
