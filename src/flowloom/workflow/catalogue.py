@@ -25,6 +25,8 @@ from flowloom.workflow.inputs import InputSpec, NodeSpec, spec_fault
 __all__ = ["Catalogue", "CatalogueError", "InputSpec", "Limits", "ModelFile", "NodeSpec"]
 
 DATA = Path(__file__).parent / "data"
+# By how much an upscale model enlarges a side, where a family is known to have only such.
+_MODEL_SCALES = {"shapes": 2.0}
 
 
 class CatalogueError(ValueError):
@@ -150,6 +152,12 @@ class Catalogue:
     def families(self) -> tuple[str, ...]:
         """Families of the installed files, sorted; "" (unknown) is none."""
         return tuple(sorted({file.family for file in self.files if file.family}))
+
+    @cached_property
+    def model_scale(self) -> float:
+        """By how much `ImageUpscaleWithModel` enlarges a side; 1 where that is not known."""
+        known = [_MODEL_SCALES.get(file.family, 1.0) for file in self.files_in("upscale_models")]
+        return max(known, default=1.0)
 
     def with_files(self, files: Iterable[ModelFile]) -> Catalogue:
         """Overlay: the same nodes, these files added; an equal folder and name is replaced."""

@@ -35,6 +35,7 @@ from flowloom.workflow.catalogue import Catalogue
 from flowloom.workflow.codec import Codec
 from flowloom.workflow.completion import Completions
 from flowloom.workflow.costs import NEVER, Costs
+from flowloom.workflow.passes import Passes
 from flowloom.workflow.pushdown import State
 from flowloom.workflow.sizes import Sizes
 from flowloom.workflow.steps import SEED
@@ -73,8 +74,8 @@ class Grammar:
             forbid: Class names, file names (with or without folder), or "input=value".
             caps: Most nodes of a class in one workflow, over the shipped ones.
             max_outputs: Most output nodes.
-            taste: Whether the caps hold and loaders are reused where that is possible. Without it a
-                workflow need only be valid.
+            taste: Whether the caps hold, loaders are reused and sampling passes fit together
+                (`passes`) where that is possible. Without it a workflow need only be valid.
 
         Raises:
             GrammarError: a name is unknown, or no workflow fits.
@@ -90,6 +91,7 @@ class Grammar:
         self.tables.restrict(require, forbid)
         self.costs = Costs(self.tables, Sizes(self.tables, wide), pixels)
         self.completions = Completions(self.tables, self.costs)
+        self.passes = Passes(self.tables, self.costs)
         rules = voc.rules()
         self._fill_caps({**rules["caps"], **(caps or {})}, rules["cap_groups"])
         cheapest = self._cheapest()

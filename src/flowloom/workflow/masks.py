@@ -91,6 +91,8 @@ class _Mask:
         if len(linked) and self.g.taste:
             self._prefer(linked)
         self._outside()
+        if self.g.taste:
+            self.g.passes.prefer(state, self.at, mask, self.room)
         assert mask.any(1).all(), "dead end"
         return mask
 

@@ -17,6 +17,7 @@ FAMILY_TYPES = frozenset({"MODEL", "CLIP", "VAE", "CONDITIONING", "LATENT", "CON
 # Types that have a size in pixels; a conditioning made from a picture has none.
 SIZED_TYPES = frozenset({"LATENT", "IMAGE", "MASK"})
 SIZE_INPUTS = frozenset({"width", "height", "scale_by", "batch_size", "steps"})
+UPSCALE_BY_MODEL = "ImageUpscaleWithModel"
 _MAX_SHAPES, _MAX_KEY = 256, 2000
 
 fits = lru_cache(maxsize=4096)(accepts)
@@ -39,7 +40,17 @@ class Plan:
         """Folder of each input that names a file."""
         self.sizes = not SIZE_INPUTS.isdisjoint(self.by_name)
         """Whether inputs say something of size or work."""
-        self.sized = self.sizes or not SIZED_TYPES.isdisjoint(spec.outputs)
+        self.scale = catalogue.model_scale if self.class_type == UPSCALE_BY_MODEL else 1.0
+        """By how much the class itself enlarges a side."""
+        self.schedules = "SIGMAS" in spec.outputs
+        """Whether the class gives schedules, which tell samplers their steps."""
+        self.scheduled = any(item.type == "SIGMAS" for item in inputs)
+        self.sized = (
+            self.sizes
+            or self.schedules
+            or self.scheduled
+            or not SIZED_TYPES.isdisjoint(spec.outputs)
+        )
 
     def is_clean(self, given: Mapping[str, Any], plans: Mapping[str, Plan]) -> bool:
         """Whether a node certainly has no problem of its own; False says nothing.

@@ -12,6 +12,7 @@ import numpy as np
 
 from flowloom.workflow import vocabulary as voc
 from flowloom.workflow.masks import hole_limit, legal_tokens
+from flowloom.workflow.passes import NUM_SAID, UNSAID
 from flowloom.workflow.tables import OUTSIDE, SIDE, GrammarError
 
 if TYPE_CHECKING:
@@ -67,6 +68,9 @@ class State:
         self.done_origin = np.full((size, deep), -1, np.int32)
         self.done_area = np.zeros((size, deep))
         self.done_role = np.zeros((size, deep), np.int32)
+        # What open and finished nodes tell of sampling passes; see `passes`.
+        self.said = np.full((size, deep, NUM_SAID), UNSAID, np.int16)
+        self.done_told = np.zeros((size, deep, 2), np.int16)
         self._mask: np.ndarray | None = None
         self._recent: np.ndarray | None = None
         self._at: np.ndarray | None = None
@@ -171,7 +175,7 @@ class State:
         filled = rows[fills]
         settled = np.concatenate(
             [
-                self._take_slot(rows[is_slot], at[rows[is_slot]]),
+                self._take_slot(rows[is_slot], at[rows[is_slot]], took[is_slot]),
                 self._open(rows[opens], classes[opens], at[rows[opens]]),
                 self._fill(filled, took[fills], at[filled], nodes[filled]),
             ]
@@ -186,7 +190,8 @@ class State:
                 setattr(other, name, value[rows])
         return other
 
-    def _take_slot(self, rows: np.ndarray, at: np.ndarray) -> np.ndarray:
+    def _take_slot(self, rows: np.ndarray, at: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        self.grammar.passes.slot(self, rows, tokens)
         is_ref = self.slot_of_ref[rows]
         ends = rows[is_ref]
         self.open_at[ends, self.depth[ends] - 1] = self.grammar.tables.after[at[is_ref]]
@@ -212,11 +217,12 @@ class State:
         self.open_most[rows, depth] = 0.0
         self.open_side[rows, depth] = 1.0
         self.open_sides[rows, depth] = 0
-        self.open_gain[rows, depth] = 1.0
+        self.open_gain[rows, depth] = costs.sizes.fixed_gain[classes]
         self.open_role[rows, depth] = np.where(own > 0, own, inherited)
         self.open_last[rows, depth] = g.num_classes
         self.open_group[rows, depth] = np.where(shares, self.open_group[rows, above], depth)
         self.open_bound[rows, depth] = False
+        self.said[rows, depth] = UNSAID
         alone = rows[~shares]
         self.group_family[alone, depth[~shares]] = -1
         self.open_origin[rows, depth] = np.where(shares, self.open_origin[rows, above], -1)
@@ -254,6 +260,8 @@ class State:
         if not len(rows):
             return rows
         t, costs, top = self.grammar.tables, self.grammar.costs, self.depth[rows] - 1
+        passes = self.grammar.passes
+        passes.say(self, rows, top, at, tokens)
         group = self.open_group[rows, top]
         bound = t.token_family[tokens]
         origin = np.where(bound >= 0, self.open_node[rows, top], -1)
@@ -266,6 +274,7 @@ class State:
             classes = self.done_class[r, node]
             self.open_last[r, top[refs]] = classes
             self._read_area(r, top[refs], t.sized[kind, classes], self.done_area[r, node])
+            passes.read(self, r, top[refs], at[refs], self.done_told[r, node], False)
             family = np.where(t.bears[kind, classes], self.done_family[r, node], -1)
             bound = bound.copy()
             bound[refs], origin[refs] = family, self.done_origin[r, node]
@@ -320,10 +329,12 @@ class State:
             classes, index = self.open_class[rows, top], self.num_finished[rows]
             group, bound = self.open_group[rows, top], self.open_bound[rows, top]
             area = self._area(rows, top, classes)
+            told = self.grammar.passes.finish(self, rows, top, classes)
             self.done_class[rows, index] = classes
             self.done_family[rows, index] = np.where(bound, self.group_family[rows, group], -1)
             self.done_origin[rows, index] = self.open_origin[rows, top]
             self.done_area[rows, index] = area
+            self.done_told[rows, index] = told
             self.done_role[rows, index] = self.open_role[rows, top]
             self.num_finished[rows] += 1
             self.open_class[rows, top] = self.grammar.num_classes
@@ -336,6 +347,7 @@ class State:
             at = self.open_at[rows, below]
             kind = t.type[at]
             self._read_area(rows, below, t.sized[kind, classes], area[inner])
+            self.grammar.passes.read(self, rows, below, at, told[inner], True)
             self.open_bound[rows, below] |= bound[inner] & t.bears[kind, classes]
             self.open_last[rows, below] = classes
             self.open_at[rows, below] = t.after[at]

@@ -1,7 +1,8 @@
 """What the inputs of a class say of the size of its picture.
 
 As `soundness` has it: a picture is as large as the largest one that its node reads; "width" and
-"height" set it where none is read or where an "upscale_method" scales it, and "scale_by" scales it.
+"height" set it where none is read or where an "upscale_method" scales it, and "scale_by" or a model
+scales it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from flowloom.workflow import vocabulary as voc
+from flowloom.workflow.plans import UPSCALE_BY_MODEL
 from flowloom.workflow.tables import SCALE, SIDE, Tables
 
 
@@ -18,6 +20,7 @@ class Sizes:
     of_token [V]: what a token says as a size; 1 where that is no number.
     least_side [P], least_gain [P]: least product of the sides, of the squared scales, behind.
     sides [C + 1], gain [C + 1]: the same of a whole class; no sides are 0.
+    fixed_gain [C + 1]: squared scale that no input says: that of a model.
     resets [C + 1], may_reset [C + 1]: whether the sides hold whatever is read: always, sometimes.
     most_gain [P]: greatest product of squared scales from a position on.
     most_side: largest picture that sides give.
@@ -31,12 +34,16 @@ class Sizes:
         self.least_side, self.least_gain = np.ones(size), np.ones(size)
         self.most_gain, self.most_side = np.ones(size), 0.0
         self.sides, self.gain = np.zeros(num_classes + 1), np.ones(num_classes + 1)
+        self.fixed_gain = np.ones(num_classes + 1)
         self.resets = np.zeros(num_classes + 1, bool)
         self.may_reset = np.zeros(num_classes + 1, bool)
         for c, name in enumerate(tables.class_names):
             required = {s.name: s.required for s in tables.catalogue.nodes[name].inputs}
             if not {"width", "height", "scale_by"}.isdisjoint(required):
                 self._read(c, required)
+            if name == UPSCALE_BY_MODEL:
+                self.fixed_gain[c] = self.gain[c] = tables.catalogue.model_scale**2
+                self.most_gain[tables.first[c]] = self.gain[c]
         if wide is not None:
             self.most_gain, self.most_side = wide.most_gain, wide.most_side
 

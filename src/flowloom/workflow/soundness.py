@@ -83,8 +83,10 @@ def cost_problems(
     """Pixels, batch, and pixels x batch x steps, followed from node to node.
 
     A picture is as large as the largest one that its node reads; "width" and "height" set it where
-    none is read or where the node scales (it has an upscale_method), and "scale_by" scales it.
+    none is read or where the node scales (it has an upscale_method), and "scale_by" or an upscale
+    model scales it. A sampler takes the steps that its schedule was made with.
     """
+    steps: dict[str, float] = {}
     pixels: dict[str, float] = {}
     batch: dict[str, float] = {}
     for node_id in order:
@@ -115,14 +117,19 @@ def cost_problems(
                 area *= _size(values["scale_by"], plans, inputs) ** 2
             if "batch_size" in values and plan.class_type not in _REGROUPING:
                 count = _size(values["batch_size"], plans, inputs)
-            if "steps" in values:
-                work = area * count * _size(values["steps"], plans, inputs)
-                if work > limits.work:
-                    message = (
-                        f"pixels x batch x steps is {work:.3g}, expected at most {limits.work:.3g}"
-                    )
-                    hint = "fewer steps, a smaller picture or a smaller batch"
-                    yield Unsound(node_id, plan.class_type, "steps", message, hint)
+        area *= plan.scale**2
+        num_steps = _steps(plan, values, plans, inputs, steps)
+        if plan.schedules:
+            steps[node_id] = num_steps
+        elif num_steps:
+            work = area * count * num_steps
+            if work > limits.work:
+                message = (
+                    f"pixels x batch x steps is {work:.3g}, expected at most {limits.work:.3g}"
+                )
+                hint = "fewer steps, a smaller picture or a smaller batch"
+                name = "steps" if "steps" in values else "sigmas"
+                yield Unsound(node_id, plan.class_type, name, message, hint)
         pixels[node_id], batch[node_id] = area, count
         # Only where a bound is first exceeded: what follows is no fault of its own.
         if area > limits.pixels >= most:
@@ -132,6 +139,22 @@ def cost_problems(
             message = f"batch of {count:.0f}, expected at most {limits.batch}"
             fix = int(limits.batch)
             yield Unsound(node_id, plan.class_type, "batch_size", message, f"use {fix}", (fix,))
+
+
+def _steps(
+    plan: Plan,
+    values: Mapping[str, Any],
+    plans: Plans,
+    inputs: Inputs,
+    known: Mapping[str, float],
+) -> float:
+    """Steps that a node says itself or reads in a schedule, 0 where it does neither."""
+    if "steps" in values and plan.sizes:
+        return _size(values["steps"], plans, inputs)
+    if not plan.scheduled:
+        return 0.0
+    links = (v for v in values.values() if type(v) is Link and _output(v, plans) == "SIGMAS")
+    return max((known.get(link.node, 0.0) for link in links), default=0.0)
 
 
 def _output(link: Link, plans: Plans) -> str:

@@ -25,6 +25,7 @@ from flowloom.workflow.literals import (
 from flowloom.workflow.plans import Plan, plans_of
 from flowloom.workflow.soundness import cost_problems, family_problems
 from flowloom.workflow.suggestions import Suggestions
+from flowloom.workflow.wasted import pass_problems
 
 MAX_NODES = 10_000
 MAX_PROBLEMS = 10_000
@@ -155,6 +156,8 @@ def validate(workflow: Any, catalogue: Catalogue) -> list[Problem]:
         graph.add("family_mismatch", fault.node_id, *fault[2:5], fixes=fault.fixes)
     for fault in cost_problems(graph.order, plans, inputs, catalogue.limits):
         graph.add("resource_bound", fault.node_id, *fault[2:5], fixes=fault.fixes)
+    for fault in pass_problems(graph.order, plans, inputs):
+        graph.add("wasted_pass", fault.node_id, *fault[2:5], WARNING)
     return graph.problems
 
 

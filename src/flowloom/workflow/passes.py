@@ -1,0 +1,285 @@
+"""Taste in sampling passes: what a server would run though the picture is lost.
+
+A pass of `KSamplerAdvanced` without noise of its own goes on where another one has stopped, so the
+two agree on their steps; a schedule that does not begin in pure noise needs a picture to begin with;
+a range of steps or of percent is not empty. `soundness.pass_problems` warns of the same.
+
+Like all taste it gives way where nothing else is left. What a node has said so far is remembered
+while it is open; a schedule or latent tells its reader in which *phase* it is.
+
+Shapes: B rows, D open nodes, N finished nodes, n of the rows, V tokens, P positions.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from flowloom.workflow import vocabulary as voc
+from flowloom.workflow.costs import NEVER
+
+if TYPE_CHECKING:
+    from flowloom.workflow.costs import Costs
+    from flowloom.workflow.pushdown import State
+    from flowloom.workflow.tables import Tables
+
+ADVANCED, SPLIT, RANGE = "KSamplerAdvanced", "SplitSigmas", "ConditioningSetTimestepRange"
+CUSTOM = ("SamplerCustom", "SamplerCustomAdvanced")
+NUM_SAID = 9
+# What a node has said: whether it adds no noise, its steps, where it starts and ends, whether it
+# leaves noise, where its schedule begins (thousandths), phase and number of the latent or schedule
+# that it reads, and which of its outputs is read.
+_QUIET, _STEPS, _START, _END, _LEAVES, _BEGIN, _PHASE, _NUMBER, _SLOT = range(NUM_SAID)
+UNSAID = -1
+# Phases. Of a latent: a picture, nothing yet, one with noise left; of a schedule: from pure noise,
+# from less, or either, which its output tells.
+PLAIN, EMPTY, NOISY, PARTIAL, EITHER = range(5)
+_MOST = 30_000  # numbers are kept as 16-bit integers
+_THOUSAND = 1000
+
+_COLUMNS = {
+    "add_noise": _QUIET,
+    "steps": _STEPS,
+    "start_at_step": _START,
+    "end_at_step": _END,
+    "start": _START,
+    "step": _END,
+    "return_with_leftover_noise": _LEAVES,
+    "denoise": _BEGIN,
+    "sigma_max": _BEGIN,
+}
+_SCALED = ("start", "end", "denoise", "sigma_max")
+_WATCHED = {
+    ADVANCED: (
+        "add_noise", "steps", "latent_image", "start_at_step", "end_at_step",
+        "return_with_leftover_noise",
+    ),
+    SPLIT: ("step",),
+    RANGE: ("end",),
+    **dict.fromkeys(CUSTOM, ("add_noise", "sigmas", "latent_image")),
+}  # fmt: skip
+
+
+class Passes:
+    """Tables of the passes of one grammar: which positions say what, and which are watched."""
+
+    def __init__(self, tables: Tables, costs: Costs) -> None:
+        self.tables, self.costs = tables, costs
+        size, program = len(tables.after), tables.schema.program
+        self.column = np.full(size, -1, np.int8)
+        self.scale = np.ones(size, np.int32)
+        self.reads = np.zeros(size, bool)
+        self.watched: dict[tuple[str, str], int] = {}
+        self.is_watched = np.zeros(size, bool)
+        names = [*tables.class_names, ""]
+        schedules = [c for c in names[:-1] if "SIGMAS" in tables.catalogue.nodes[c].outputs]
+        telling = {ADVANCED, RANGE, *CUSTOM, *schedules}
+        for at in tables.positions:
+            name, class_type = program[at].name, names[tables.owner[at]]
+            if class_type not in telling:
+                continue
+            self.column[at] = _COLUMNS.get(name, -1)
+            self.scale[at] = _THOUSAND if name in _SCALED else 1
+            self.reads[at] = program[at].type in ("SIGMAS", "LATENT")
+            if name in _WATCHED.get(class_type, ()):
+                self.watched[class_type, name] = at
+                self.is_watched[at] = True
+        numbers = [_number(token) for token in tables.vocabulary.tokens]
+        self.number = np.clip(np.nan_to_num(np.array(numbers), nan=UNSAID), UNSAID, _MOST)
+        empty = [c for c in range(tables.num_classes) if _is_empty(tables, c)]
+        self.is_empty = np.isin(np.arange(len(names)), empty)
+        self.is_advanced = np.array([c == ADVANCED for c in names])
+        self.is_split = np.array([c == SPLIT for c in names])
+        self.is_schedule = np.isin(names, schedules)
+        self.tells = self.is_empty | self.is_advanced | self.is_schedule
+        self.on = bool(self.watched)
+
+    def say(
+        self, state: State, rows: np.ndarray, top: np.ndarray, at: np.ndarray, tokens: np.ndarray
+    ) -> None:
+        """Remember literals that fill position `at` of the nodes at depth index `top`."""
+        some = np.flatnonzero(self.column[at] >= 0)
+        if len(some):
+            at, tokens = at[some], tokens[some]
+            value = np.minimum(self.number[tokens] * self.scale[at], _MOST)
+            state.said[rows[some], top[some], self.column[at]] = np.round(value)
+
+    def slot(self, state: State, rows: np.ndarray, tokens: np.ndarray) -> None:
+        """Remember which output is read: of the node just opened, or through a reference."""
+        slot, top = tokens - voc.SLOT0, state.depth[rows] - 1
+        by_ref = state.slot_of_ref[rows]
+        new, ref = rows[~by_ref], rows[by_ref]
+        state.said[new, top[~by_ref], _SLOT] = slot[~by_ref]
+        phase = state.said[ref, top[by_ref], _PHASE]
+        told = np.where(slot[by_ref] == 1, PARTIAL, PLAIN)
+        state.said[ref, top[by_ref], _PHASE] = np.where(phase == EITHER, told, phase)
+
+    def finish(
+        self, state: State, rows: np.ndarray, top: np.ndarray, classes: np.ndarray
+    ) -> np.ndarray:
+        """Phase and number [n, 2] of the nodes at depth index `top`, whose inputs are filled."""
+        told = np.zeros((len(rows), 2), np.int16)
+        some = np.flatnonzero(self.tells[classes])
+        if not len(some):
+            return told
+        said, classes = state.said[rows[some], top[some]], classes[some]
+        leaves = (said[:, _LEAVES] == 1) & (said[:, _END] < said[:, _STEPS])
+        partial = (said[:, _BEGIN] >= 0) & (said[:, _BEGIN] < _THOUSAND)
+        phase = np.where(self.is_empty[classes], EMPTY, PLAIN)
+        phase = np.where(self.is_advanced[classes] & leaves, NOISY, phase)
+        phase = np.where(self.is_schedule[classes] & partial, PARTIAL, phase)
+        phase = np.where(self.is_split[classes], EITHER, phase)
+        number = np.where(self.is_split[classes], said[:, _NUMBER], said[:, _STEPS])
+        told[some, 0] = phase
+        told[some, 1] = np.where(self.is_advanced[classes], said[:, _END], number)
+        return told
+
+    def read(
+        self,
+        state: State,
+        rows: np.ndarray,
+        top: np.ndarray,
+        at: np.ndarray,
+        told: np.ndarray,
+        is_new: bool,
+    ) -> None:
+        """Tell the nodes at depth index `top` what fills position `at`.
+
+        Args:
+            state: What is open.
+            rows: Which of its rows.
+            top: Depth index of the nodes that read.
+            at: Their positions.
+            told: Phase and number [n, 2] of what they read.
+            is_new: Whether that has just been written, one deeper; else it is referred to.
+        """
+        some = np.flatnonzero(self.reads[at])
+        if not len(some):
+            return
+        rows, top, told = rows[some], top[some], told[some]
+        if is_new:
+            part = np.where(state.said[rows, top + 1, _SLOT] == 1, PARTIAL, PLAIN)
+            told[:, 0] = np.where(told[:, 0] == EITHER, part, told[:, 0])
+        state.said[rows, top, _PHASE : _NUMBER + 1] = told
+
+    def prefer(self, state: State, at: np.ndarray, mask: np.ndarray, room: np.ndarray) -> None:
+        """Narrow a mask [B, V] in place where something of good taste is left.
+
+        Args:
+            state: What is open.
+            at: Position [B] that the next token fills.
+            mask: Legal tokens.
+            room: Tokens left for what fills the hole, by profile of families [B, G].
+        """
+        rows = np.flatnonzero(self.is_watched[at] & ~state.done)
+        if not len(rows):
+            return
+        place = at[rows]
+        for (class_type, name), where in self.watched.items():
+            here = rows[place == where]
+            if not len(here):
+                continue
+            keep = self._keep(class_type, name, state, here, room[here])
+            narrowed = mask[here] & keep
+            left = narrowed.any(1)
+            mask[here[left]] = narrowed[left]
+
+    def _keep(
+        self, class_type: str, name: str, state: State, rows: np.ndarray, room: np.ndarray
+    ) -> np.ndarray:
+        """Tokens [n, V] that a hole of good taste takes."""
+        top = state.depth[rows] - 1
+        waits = (state.slots[rows] > 0) & ~state.slot_of_ref[rows]
+        said = state.said[rows, top - waits]
+        if name == "sigmas":
+            return self._outputs(said, state.slots[rows] > 0)
+        if name == "latent_image":
+            return self._latents(class_type, state, rows, said)
+        number = np.broadcast_to(self.number, (len(rows), len(self.number)))
+        if class_type == RANGE:
+            return np.round(number * _THOUSAND) > said[:, [_START]]
+        if class_type == SPLIT:
+            return number < said[:, [_NUMBER]]
+        if class_type in CUSTOM:
+            return number == 0
+        above = np.maximum(top - 1, 0)
+        goes_on = self._goes_on(state, rows, top)[:, None]
+        if name == "add_noise":
+            may = ~goes_on & self._has_room(room)[:, None]
+            return (number == 0) | may
+        if name == "return_with_leftover_noise":
+            return (number == 1) == goes_on
+        if name == "steps":
+            return (number == state.said[rows, above][:, [_STEPS]]) | ~goes_on
+        if name == "end_at_step":
+            after = number > said[:, [_START]]
+            return after & ((number < said[:, [_STEPS]]) | ~goes_on)
+        phase = said[:, [_PHASE]]
+        inside = (number > 0) & (number < said[:, [_STEPS]])
+        start = np.where(phase == NOISY, number == said[:, [_NUMBER]], inside)
+        return np.where(phase == EMPTY, number == 0, start)
+
+    def _goes_on(self, state: State, rows: np.ndarray, top: np.ndarray) -> np.ndarray:
+        """Whether an advanced pass [n] is to leave its noise to the one that holds it."""
+        above = np.maximum(top - 1, 0)
+        held = state.open_at[rows, above] == self.watched[ADVANCED, "latent_image"]
+        return (top > 0) & held & (state.said[rows, above, _QUIET] == 1)
+
+    def _has_room(self, room: np.ndarray) -> np.ndarray:
+        """Whether another advanced pass [n] fits below, everything else being written cheaply."""
+        t, costs = self.tables, self.costs
+        at = self.watched[ADVANCED, "latent_image"]
+        need = costs.need[t.type[at]]
+        c = t.class_names.index(ADVANCED)
+        more = np.where(need[:, c] < NEVER, need[:, c] - need.min(1), NEVER)
+        return (room >= more).any(1)
+
+    def _latents(
+        self, class_type: str, state: State, rows: np.ndarray, said: np.ndarray
+    ) -> np.ndarray:
+        """Tokens that begin a latent of the phase that a pass needs."""
+        t = self.tables
+        keep = np.ones((len(rows), t.vocabulary.size), bool)
+        columns = t.class_ids
+        if class_type == ADVANCED:
+            quiet = np.flatnonzero(said[:, _QUIET] == 1)
+            keep[quiet] = False
+            keep[quiet, columns[t.class_names.index(ADVANCED)]] = True
+            return keep
+        partial = np.flatnonzero(said[:, _PHASE] == PARTIAL)
+        keep[np.ix_(partial, columns[self.is_empty[:-1]])] = False
+        nodes = state.reference_nodes()[rows[partial]]
+        empty = self.is_empty[state.done_class[rows[partial, None], nodes]] & (nodes >= 0)
+        keep[partial, voc.REF0 : voc.REF0 + voc.NUM_REFS] = ~empty
+        return keep
+
+    def _outputs(self, said: np.ndarray, waits: np.ndarray) -> np.ndarray:
+        """The end of a schedule for a picture, its beginning where what is left of it is guessed.
+
+        `said` is of the sampler that reads the schedule.
+        """
+        keep = np.ones((len(said), self.tables.vocabulary.size), bool)
+        wanted = np.where(said[:, _SLOT] == 1, 0, 1)
+        rows = np.flatnonzero(waits)
+        keep[rows, voc.SLOT0 : voc.SLOT0 + voc.NUM_SLOTS] = False
+        keep[rows, voc.SLOT0 + wanted[rows]] = True
+        return keep
+
+
+def _number(token: voc.Token) -> float:
+    """What a literal says; disabled noise and left noise are 1, their opposites 0."""
+    if token.group != "value":
+        return UNSAID
+    if token.kind == "add_noise" or isinstance(token.value, bool):
+        return float(token.value in ("disable", False))
+    if token.kind == "return_with_leftover_noise":
+        return float(token.value == "enable")
+    return float(token.value) if isinstance(token.value, (int, float)) else UNSAID
+
+
+def _is_empty(tables: Tables, c: int) -> bool:
+    """Whether a class gives a latent out of nothing."""
+    spec = tables.catalogue.nodes[tables.class_names[c]]
+    batch = "batch_size" in spec.by_name and not any(item.is_link for item in spec.inputs)
+    return batch and "LATENT" in spec.outputs
