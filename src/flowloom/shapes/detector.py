@@ -32,8 +32,8 @@ from flowloom.shapes.drawing import BACKGROUND, MASKS, PALETTE, PIXELS, SIZE, Pl
 from flowloom.shapes.prompts import COLORS, SHAPES, SIZES, PromptSpec, ShapeObject
 
 NUM_DETECTIONS = 8
-TEMPERATURE = 2.0
-"""Of the probabilities, in units of G: noise of sd 1 on every pixel value would have this one."""
+TEMPERATURE = 3.0
+"""Of the probabilities, in units of G; noise of sd s on every value has one of 2 s^2."""
 MIN_EXISTENCE = 0.5
 BATCH_SIZE = 32
 """Pictures whose tensors are held at once; changes no result."""
@@ -185,16 +185,18 @@ def _detect(p_BCYX: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     energy_B1YX = p_BCYX.square().sum(1, keepdim=True)
     energy_BMP = F.conv2d(energy_B1YX, known.grown_M1YX, padding=half + 1).flatten(2)
     strength_BQ, fit_BQ = _strongest(sums_BCMP, energy_BMP)
-    exists_OB, places_OB = [], []
+    fit_OB, exists_OB, places_OB = [], [], []
     for _ in range(NUM_DETECTIONS):
         value_B, best_B = strength_BQ.max(1)
         fit_B = fit_BQ.gather(1, best_B[:, None])[:, 0]
+        fit_OB.append(fit_B)
         exists_OB.append(((fit_B - 0.35) / 0.4).clamp(0, 1) * (value_B > 0))
         places_OB.append(best_B % (SIZE * SIZE))
         strength_BQ.masked_fill_(_hides()[best_B], 0.0)
     places_BO = torch.stack(places_OB, 1)
     centers_BO2 = torch.stack([places_BO // SIZE, places_BO % SIZE], 2)
-    return torch.stack(exists_OB, 1), _attributes(sums_BCMP, centers_BO2), centers_BO2
+    odds = _attributes(sums_BCMP, energy_BMP, centers_BO2, torch.stack(fit_OB, 1))
+    return torch.stack(exists_OB, 1), odds, centers_BO2
 
 
 def _strongest(sums_BCMP: Tensor, energy_BMP: Tensor) -> tuple[Tensor, Tensor]:
@@ -233,8 +235,14 @@ def _strongest(sums_BCMP: Tensor, energy_BMP: Tensor) -> tuple[Tensor, Tensor]:
     return strength_BZP.flatten(1), fit_BZP.flatten(1)
 
 
-def _attributes(sums_BCMP: Tensor, centers_BO2: Tensor) -> Tensor:
-    """`[B, O, S, Z, K]` softmax of the largest G within 1 px of each centre / `TEMPERATURE`."""
+def _attributes(
+    sums_BCMP: Tensor, energy_BMP: Tensor, centers_BO2: Tensor, fit_BO: Tensor
+) -> Tensor:
+    """`[B, O, S, Z, K]` softmax of (G - L / 2) / `TEMPERATURE`, the best within 1 px.
+
+    L = max(0, q_found - q) |T|^2 is what T leaves over beyond the object that was found there: by G
+    alone a large shape profits from the neighbours of a small one.
+    """
     known = _templates()
     num_pictures, _, num_masks, _ = sums_BCMP.shape
     num_found = centers_BO2.shape[1]
@@ -243,11 +251,16 @@ def _attributes(sums_BCMP: Tensor, centers_BO2: Tensor) -> Tensor:
     rows_BO31 = (centers_BO2[..., 0, None] + near).clamp(0, SIZE - 1)[..., :, None]
     columns_BO13 = (centers_BO2[..., 1, None] + near).clamp(0, SIZE - 1)[..., None, :]
     places_B1R = (rows_BO31 * SIZE + columns_BO13).flatten(1)[:, None]
-    window = sums_BCMP.flatten(1, 2).gather(2, places_B1R.expand(-1, 3 * num_masks, -1))
-    red, green, blue = window.reshape(num_pictures, 3, 1, num_masks, num_found, 9).unbind(1)
+    sums = torch.cat([sums_BCMP.flatten(1, 2), energy_BMP], 1)
+    window = sums.gather(2, places_B1R.expand(-1, sums.shape[1], -1))
+    window = window.reshape(num_pictures, 4, 1, num_masks, num_found, 9)
+    red, green, blue, energy_B1MO9 = window.unbind(1)
     r, g, b = 2 * known.tints_K3.T[:, :, None, None, None]
-    twice_BKMO = (r * red + g * green + b * blue).amax(-1)
-    gain_BKMO = twice_BKMO - known.norms_KM[..., None]
+    twice_BKMO9 = r * red + g * green + b * blue
+    norms_KM11 = known.norms_KM[..., None, None]
+    found_B11O1 = fit_BO[:, None, None, :, None]
+    left_BKMO9 = (found_B11O1 * norms_KM11 + energy_B1MO9 - twice_BKMO9).clamp(min=0)
+    gain_BKMO = (twice_BKMO9 - left_BKMO9 / 2).amax(-1) - norms_KM11[..., 0]
     gain_BKZSO = gain_BKMO.unflatten(2, (len(SIZES), len(SHAPES)))
     gain_BOSZK = gain_BKZSO.permute(0, 4, 3, 2, 1)
     return (gain_BOSZK.flatten(2) / TEMPERATURE).softmax(2).reshape(gain_BOSZK.shape)
