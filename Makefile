@@ -18,6 +18,7 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 PIP := $(PY) -m pip --disable-pip-version-check
 PIPELINES = $(patsubst pipelines/%/pipeline.py,%,$(wildcard pipelines/*/pipeline.py))
+ARTIFACT := $(BIN)/flowloom artifact
 BENCHMARKS = $(patsubst benchmarks/%.py,%,$(filter-out %/__init__.py %/__main__.py,$(wildcard benchmarks/*.py)))
 CODE = $(wildcard src tests components pipelines benchmarks)
 
@@ -81,8 +82,11 @@ $(VENV)/.stamp: requirements.lock pyproject.toml
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# dvc takes seconds to start, so it is asked only when data/ is not what data.dvc records.
+# dvc takes seconds to start, so it is asked only when data/ is not what data.dvc records; it copies
+# damaged objects without a word, so that those of the remote are checked before, and data/ after.
 data: $(VENV)/.stamp
-	@test ! -f data.dvc || $(PY) -c 'import sys; from flowloom import runs as r; sys.exit(r.folder_digest(r.data_dir()) != r.data_md5())' \
-	|| $(BIN)/dvc pull --quiet --remote seed data.dvc \
-	|| { echo "data/: got edited files, expected those of data.dvc; dvc checkout --force data.dvc restores them, dvc add data records yours" >&2; exit 1; }
+	@test ! -f data.dvc || $(ARTIFACT) verify data.dvc data >/dev/null 2>&1 \
+	|| { $(ARTIFACT) verify --remote seed data.dvc >&2 \
+	  || { echo "data-seed/ is damaged; git checkout data-seed restores it" >&2; exit 1; }; \
+	  $(BIN)/dvc pull --quiet --remote seed data.dvc; $(ARTIFACT) verify data.dvc data >&2; } \
+	|| { echo "data/: got other files than data.dvc records; 'dvc add data' records yours, 'rm -r data .dvc/cache && make data' brings back its own" >&2; exit 1; }

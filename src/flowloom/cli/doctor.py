@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from flowloom import __version__
 from flowloom.cli import NO, OK, one_line
 from flowloom.cli.output import print_json, print_table
-from flowloom.runs import data_dir, data_md5, folder_digest, home
+from flowloom.runs import data_dir, home
 
 if TYPE_CHECKING:
     from flowloom.workflow import Catalogue
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "mlflow", "dvc", "kfp", "kfp-kubernetes", "numpy", "pyarrow", "safetensors")
 TEMPLATES = "comfyui-workflow-templates-json"
 """Workflows of the editor's own gallery, which tests convert."""
+MOST_NAMED = 5
+"""Files of `data/` that are not as recorded, of which each is named."""
 PATIENCE_S = 10.0
 """Seconds until a server that does not say how it is is given up."""
 _VERSIONS = ("comfyui", "required_frontend", "installed_templates", "pytorch", "python")
@@ -104,14 +106,26 @@ def _data() -> Iterator[Finding]:
     shipped = sorted((folder / "catalogues").glob("*.json.gz"))
     names = ", ".join(path.name.removesuffix(".json.gz") for path in shipped) or "none"
     yield Finding("catalogues", bool(shipped), f"{names} in {folder / 'catalogues'}", fetch)
-    recorded = data_md5()
-    if recorded is None:
-        where = folder.parent / "data.dvc"
-        yield Finding("data.dvc", False, f"no {where}", "run in the checkout of the repository")
-    else:
-        same = folder_digest(folder) == recorded
-        detail = recorded if same else f"records {recorded}, the folder is another"
-        yield Finding("data.dvc", same, detail, "`dvc status data.dvc` says what changed")
+    yield _recorded(folder, fetch)
+
+
+def _recorded(folder: Path, fetch: str) -> Finding:
+    """Whether the data folder is the one that `data.dvc` beside it records, file by file."""
+    from flowloom.lifecycle import versioning
+
+    path = folder.parent / "data.dvc"
+    if not path.is_file():
+        return Finding("data.dvc", False, f"no {path}", "run in the checkout of the repository")
+    try:
+        pointer = versioning.read_pointer(path)
+        differences = versioning.verify(folder, pointer, near=path)
+    except ValueError as error:
+        return Finding("data.dvc", False, one_line(error), fetch)
+    shown = "; ".join(str(item) for item in differences[:MOST_NAMED])
+    if len(differences) > MOST_NAMED:
+        shown += f"; and {len(differences) - MOST_NAMED} more"
+    advice = f"`make data` says how to bring back or record {folder.name}/"
+    return Finding("data.dvc", not differences, shown or pointer.md5, advice)
 
 
 def _home() -> Iterator[Finding]:

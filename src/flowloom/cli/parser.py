@@ -387,11 +387,11 @@ def _add_artifact(commands) -> None:
             "pointer", metavar="POINTER", help="a .dvc file, a .json file, or JSON as MLflow has it"
         )
         command.add_argument("--remote", metavar="NAME", help="instead of the pointer's own")
-        _json(command)
     fetch.add_argument("--into", metavar="DIR", required=True, help="where nothing is yet")
     verify.add_argument("folder", nargs="?", metavar="DIR", help="the remote's objects if left out")
     for name, command in actions.choices.items():
         command.set_defaults(handler=f"artifact:{name}")
+        _json(command)
 
 
 def positive(text: str) -> int:
