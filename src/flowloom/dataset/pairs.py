@@ -111,16 +111,16 @@ def build_pairs(
     written = run_tasks(_write_shard, tasks, config.num_processes)
     card = _card(config, facts, run, places, choice, written)
     card.write(run.out)
-    rows, different = len(places.prompt), card.extra["workflows"]
+    rows, different, prompts = len(places.prompt), card.extra["workflows"], card.extra["prompts"]
     run.log(
-        f"{rows} pairs, {different} different workflows, {len(places.prompts)} prompts; removed "
+        f"{rows} pairs, {different} different workflows, {prompts} prompts; removed "
         f"{choice.num_equal} equal pairs and {choice.num_near} near-duplicates"
     )
     return {
         "pairs/num": float(rows),
         "pairs/train": float(card.counts["split"].get(TRAIN, 0)),
         "pairs/workflows": float(different),
-        "pairs/prompts": float(len(places.prompts)),
+        "pairs/prompts": float(prompts),
         "pairs/removed_equal": float(choice.num_equal),
         "pairs/removed_near": float(choice.num_near),
     }
@@ -287,7 +287,7 @@ def _card(
         },
         histograms={"tokens per workflow": histogram(lengths, edges)},
         extra={
-            "prompts": len(places.prompts),
+            "prompts": len(np.unique(places.prompt)),
             "workflows": len(np.unique(np.concatenate([part.prints for part in written]))),
             "drawn": choice.num_drawn,
             "removed": {"equal": choice.num_equal, "near": choice.num_near},
