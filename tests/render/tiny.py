@@ -6,28 +6,37 @@ import torch
 
 from flowloom.render.models import file_record, save_catalogue
 from flowloom.shapes.model import ShapesConfig, ShapesModel, save
+from flowloom.shapes.upscaler import Upscaler, save_upscaler
 from flowloom.workflow import Catalogue, Workflow
 
 CHECKPOINTS = ("a.safetensors", "b.safetensors")
 LORA = "l.safetensors"
+UPSCALER = "u.safetensors"
 
 
-def tiny_model(seed: int) -> ShapesModel:
-    """A model whose output depends on everything: picture, time, place and words."""
+def tiny_model(seed: int, contrast: float = 1.0) -> ShapesModel:
+    """A model whose output depends on everything: picture, time, place and words.
+
+    Args:
+        seed: Of its parameters.
+        contrast: Factor of its output; below 0.3 pictures are seldom clamped.
+    """
     torch.manual_seed(seed)
     model = ShapesModel(ShapesConfig(width=16, depth=2, text_depth=1, num_heads=2))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.25)
+    for parameter in model.patch_out.parameters():
+        parameter.data.mul_(contrast)
     return model.eval().requires_grad_(False)
 
 
-def write_world(folder: Path) -> Path:
-    """Write two checkpoints, a LoRA and their catalogue, as `publish_generator` does."""
+def write_world(folder: Path, contrast: float = 1.0) -> Path:
+    """Write two checkpoints, a LoRA, an upscaler and their catalogue, as a stage does."""
     from safetensors.torch import save_file
 
     models, files = folder / "models", []
     for seed, name in enumerate(CHECKPOINTS):
-        save(models / "checkpoints" / name, tiny_model(seed))
+        save(models / "checkpoints" / name, tiny_model(seed, contrast))
         files.append(
             file_record(
                 models / "checkpoints" / name, "checkpoints", family="shapes", role="checkpoint"
@@ -45,6 +54,12 @@ def write_world(folder: Path) -> Path:
     (models / "loras").mkdir()
     save_file(tensors, str(models / "loras" / LORA))
     files.append(file_record(models / "loras" / LORA, "loras", family="shapes", role="lora"))
+    upscaler = Upscaler(4)
+    for parameter in upscaler.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    path = models / "upscale_models" / UPSCALER
+    save_upscaler(path, upscaler)
+    files.append(file_record(path, "upscale_models", family="shapes", role="upscaler"))
     shipped = Catalogue.load("embedded")
     catalogue = Catalogue(shipped.nodes, (), "tiny", shipped.limits).with_files(files)
     save_catalogue(folder / "catalogue.json.gz", catalogue)
@@ -111,3 +126,45 @@ def flow(
         "inputs": {"images": image, "filename_prefix": "flowloom"},
     }
     return Workflow.from_api(nodes)
+
+
+class Sheet:
+    """Writes a workflow node by node; inputs that are left out have their defaults."""
+
+    def __init__(self):
+        self.nodes: dict[str, dict] = {}
+
+    def __call__(self, class_type: str, **inputs) -> list:
+        """Add a node; a link to each of its outputs."""
+        spec = Catalogue.load("embedded").nodes[class_type]
+        defaults = {}
+        for item in spec.inputs:
+            if not item.is_link and item.folder is None:
+                first = item.options[0] if item.options else ""
+                defaults[item.name] = first if item.default is None else item.default
+        node_id = str(len(self.nodes) + 1)
+        self.nodes[node_id] = {"class_type": class_type, "inputs": defaults | inputs}
+        return [[node_id, slot] for slot in range(len(spec.outputs))]
+
+    def loader(self, name: str = CHECKPOINTS[0]) -> list:
+        """MODEL, CLIP, VAE of a checkpoint."""
+        return self("CheckpointLoaderSimple", ckpt_name=name)
+
+    def text(self, clip: list, text: str) -> list:
+        """CONDITIONING of a text."""
+        return self("CLIPTextEncode", clip=clip, text=text)[0]
+
+    def latent(self, size: int = 32) -> list:
+        """LATENT of a square picture."""
+        return self("EmptyLatentImage", width=size, height=size)[0]
+
+    def decoded(self, latent: list) -> Workflow:
+        """The workflow that saves a latent as it is."""
+        vae = self.loader()[2]
+        return self.saved(self("VAEDecode", samples=latent, vae=vae)[0])
+
+    def saved(self, image: list) -> Workflow:
+        """The workflow that saves a picture."""
+        return Workflow.from_api(
+            self.nodes | {"99": {"class_type": "SaveImage", "inputs": {"images": image}}}
+        )

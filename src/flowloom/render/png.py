@@ -1,4 +1,7 @@
-"""PNG files that carry the workflow which made them, in the text chunk `prompt` as ComfyUI's do."""
+"""PNG files that carry the workflow which made them, as ComfyUI's do.
+
+Chunk `prompt` holds the API format, chunk `workflow` the same laid out as the editor's file.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
-from flowloom.workflow import Workflow
+from flowloom.workflow import Catalogue, Workflow, read_chunks, to_ui, write_chunks
 
 
 def to_uint8(image_CHW: np.ndarray) -> np.ndarray:
@@ -24,15 +26,30 @@ def from_uint8(pixels_HWC: np.ndarray) -> np.ndarray:
 
 
 def write(path: str | Path, image_CHW: np.ndarray, workflow: Workflow | None = None) -> None:
-    """Write a picture, with its workflow where given; the file appears whole or not at all."""
+    """Write a picture, with its workflow where given; the file appears whole or not at all.
+
+    Args:
+        path: Where to; folders before it are made.
+        image_CHW: `[3, H, W]` in [-1, 1].
+        workflow: Of the embedded catalogue's classes.
+
+    Raises:
+        ValueError: The workflow has a class that the embedded catalogue lacks.
+    """
     path = Path(path)
-    info = PngInfo()
+    texts = {}
     if workflow is not None:
-        info.add_text("prompt", json.dumps(workflow.to_api()))
+        drawn = to_ui(workflow, Catalogue.load("embedded"))
+        texts = {"prompt": json.dumps(workflow.to_api()), "workflow": json.dumps(drawn)}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    Image.fromarray(to_uint8(image_CHW)).save(partial, format="PNG", pnginfo=info)
-    partial.replace(path)
+    try:
+        Image.fromarray(to_uint8(image_CHW)).save(partial, format="PNG")
+        if texts:
+            write_chunks(partial, texts)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read(path: str | Path) -> tuple[np.ndarray, Workflow | None]:
@@ -43,13 +60,14 @@ def read(path: str | Path) -> tuple[np.ndarray, Workflow | None]:
     """
     try:
         with Image.open(path) as file:
-            text = getattr(file, "text", {}).get("prompt")
+            is_png = file.format == "PNG"
             image = from_uint8(np.asarray(file.convert("RGB")))
-    except OSError as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: got a file that cannot be read, expected a picture") from error
+    text = read_chunks(Path(path)).get("prompt") if is_png else None
     if text is None:
         return image, None
     try:
         return image, Workflow.from_api(json.loads(text))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: chunk 'prompt': {error}") from error

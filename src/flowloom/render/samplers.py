@@ -210,7 +210,8 @@ def _plan(
         ts = np.asarray(times[row], dtype=float)
         if len(ts) and not (ts[0] <= 1 and ts[-1] >= 0 and (np.diff(ts) < 0).all()):
             raise ValueError(f"times of row {row}: got {ts}, expected a strict fall within [1, 0]")
-        t_BS[index, : len(ts) - 1], t_next_BS[index, : len(ts) - 1] = ts[:-1], ts[1:]
+        t_BS[index, : num_steps_B[index]] = ts[:-1]
+        t_next_BS[index, : num_steps_B[index]] = ts[1:]
     form = coefficients(sampler, t_BS, t_next_BS)
     arrays = (t_BS, t_next_BS, form.keep, form.data, form.change, form.fresh)
     tensors = torch.from_numpy(np.stack(arrays)).to(like)
