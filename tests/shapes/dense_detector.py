@@ -1,11 +1,10 @@
-"""The detector written plainly: every quantity at every place, one suppression after the other.
+"""The detector written plainly: every quantity at every place.
 
-An oracle for `flowloom.shapes.detector.detect`, and what it was before it was made fast.
+An oracle for `flowloom.shapes.detector.detect`, and the measure of its speed.
 
 Shapes: B pictures, S shapes, Z sizes, K colours, M = S * Z masks, P = 1024 places, O detections.
 """
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -34,26 +33,30 @@ def detect(images_BCYX: torch.Tensor) -> Detections:
     gain_BKMP = 2 * inner_BKMP - norm_KM1
     fit_BKMP = (2 * inner_BKMP - energy_BMP[:, None]) / norm_KM1
     strength_BMP, color_BMP = (gain_BKMP.clamp(min=0) * fit_BKMP.clamp(min=0).square()).max(1)
-    exists = np.zeros((B, NUM_DETECTIONS), np.float32)
-    odds = np.zeros((B, NUM_DETECTIONS, len(SHAPES), len(SIZES), K), np.float32)
-    centers = np.zeros((B, NUM_DETECTIONS, 2), int)
     rows_P, columns_P = torch.arange(SIZE).repeat_interleave(SIZE), torch.arange(SIZE).repeat(SIZE)
-    for b in range(B):
-        for o in range(NUM_DETECTIONS):
-            mask, place = divmod(int(strength_BMP[b].argmax()), SIZE * SIZE)
-            if strength_BMP[b, mask, place] <= 0:
-                break
-            fit = fit_BKMP[b, color_BMP[b, mask, place], mask, place]
-            exists[b, o] = ((fit - 0.35) / 0.4).clamp(0, 1)
-            centers[b, o] = place // SIZE, place % SIZE
-            far_P = torch.maximum(
-                (rows_P - centers[b, o, 0]).abs(), (columns_P - centers[b, o, 1]).abs()
-            )
-            left_KMP = ((fit - fit_BKMP[b]) * norm_KM1).clamp(min=0)
-            near_KM = (gain_BKMP[b] - left_KMP / 2)[:, :, far_P <= 1].amax(2)
-            near = (near_KM.T.reshape(-1) / TEMPERATURE).softmax(0)
-            odds[b, o] = near.reshape(odds.shape[2:]).numpy()
-            for other, (_, size) in enumerate(KEYS):
-                reach = (PIXELS[KEYS[mask][1]] + PIXELS[size]) // 2
-                strength_BMP[b, other, far_P < reach] = 0
-    return Detections(*(torch.from_numpy(array) for array in (exists, odds, centers)))
+    sizes_M = torch.tensor([PIXELS[size] for _, size in KEYS])
+    reach_MM = (sizes_M[:, None] + sizes_M) // 2
+    every = torch.arange(B)
+    exists, odds, centers = [], [], []
+    for _ in range(NUM_DETECTIONS):
+        best_B = strength_BMP.flatten(1).argmax(1)
+        mask_B, place_B = best_B // (SIZE * SIZE), best_B % (SIZE * SIZE)
+        row_B, column_B = rows_P[place_B], columns_P[place_B]
+        found_B = strength_BMP[every, mask_B, place_B] > 0
+        fit_B = fit_BKMP[every, color_BMP[every, mask_B, place_B], mask_B, place_B]
+        exists.append(((fit_B - 0.35) / 0.4).clamp(0, 1) * found_B)
+        centers.append(torch.stack([row_B, column_B], 1))
+        far_BP = torch.maximum(
+            (rows_P - row_B[:, None]).abs(), (columns_P - column_B[:, None]).abs()
+        )
+        places_BR = (far_BP <= 1).float().topk(9, 1).indices
+        outside = far_BP.gather(1, places_BR) > 1
+        places = places_BR[:, None, None].expand(-1, K, M, -1)
+        left = ((fit_B[:, None, None, None] - fit_BKMP.gather(3, places)) * norm_KM1).clamp(min=0)
+        near = gain_BKMP.gather(3, places) - left / 2
+        near_BKM = near.masked_fill(outside[:, None, None], -1e9).amax(3)
+        odds_BMK = (near_BKM.flatten(1) / TEMPERATURE).softmax(1).reshape(B, K, M).mT
+        odds.append(odds_BMK.reshape(B, len(SHAPES), len(SIZES), K))
+        hidden_BMP = far_BP[:, None] < reach_MM[mask_B][:, :, None]
+        strength_BMP = strength_BMP.masked_fill(hidden_BMP, 0.0)
+    return Detections(*(torch.stack(columns, 1) for columns in (exists, odds, centers)))
