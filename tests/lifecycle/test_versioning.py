@@ -302,7 +302,7 @@ def test_an_interrupted_fetch_goes_on_and_leaves_nothing(folder, tmp_path, monke
             return super().get(digest, target)
 
     monkeypatch.setattr(remotes, "LocalRemote", Flaky)
-    monkeypatch.setattr(versioning, "WORKERS", 1)
+    monkeypatch.setattr(remotes, "WORKERS", 1)
     with pytest.raises(remotes.UnreachableError):
         versioning.fetch(pointer, tmp_path / "new" / "again")
     (partial,) = (tmp_path / "new").iterdir()

@@ -4,9 +4,10 @@ Facts pinned:
 - `FLOWLOOM_STORE=s3://...` is where stages publish; plain `dvc pull` reads it from there;
 - an upload that breaks off goes on: objects that are there are not sent again, nor parts of a
   large one, even where the publisher was killed; the manifest is sent last;
-- a download goes on inside an object, in the same process and after a kill;
+- a download goes on inside an object, in the same call and in the next;
 - two publishers of one object, sharing its unfinished upload, both end well;
-- damage is named; no bucket, no credentials, no server and a wrong address are one line each.
+- damage is named, and mended by publishing again;
+- no bucket, no credentials, no server and a wrong address are one line each.
 """
 
 import dataclasses
@@ -339,6 +340,10 @@ def test_damage_is_named(bucket, folder, tmp_path):
     said = f"nested/3.bin: object {digest}: got 5 bytes of digest {md5_of(b'other')}"
     with pytest.raises(ValueError, match=re.escape(said)):
         versioning.fetch(pointer, tmp_path / "new" / "again")
+    bucket.put_object(**at, Body=b"x" * 1000)  # of the right size
+    assert len(versioning.verify_remote(pointer)) == 1
+    versioning.publish(folder)
+    assert versioning.verify_remote(pointer) == []
     bucket.delete_object(**at)
     with pytest.raises(ValueError, match=rf"nested/3.bin: got no object {digest}"):
         versioning.fetch(pointer, tmp_path / "new" / "again")

@@ -61,7 +61,7 @@ def parse_manifest(data: bytes, digest: str) -> dict[str, str]:
     try:
         rows = json.loads(data)
         found = [(row["relpath"], row["md5"]) for row in rows]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise ValueError(
             f"manifest {digest}: got no list of md5 and relpath, expected a DVC 3 manifest"
         ) from None

@@ -25,6 +25,8 @@ STORE = "store"
 SEED = "seed"
 """What a fresh clone brings along; read-only."""
 S3 = "s3://"
+WORKERS = 8
+"""Objects on their way at once."""
 
 
 class UnreachableError(ValueError):

@@ -20,11 +20,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flowloom.lifecycle.objects import FOLDER, md5_of, object_key
+from flowloom.lifecycle import remotes
+from flowloom.lifecycle.objects import FOLDER, is_digest, md5_of, object_key
 from flowloom.lifecycle.remotes import S3, UnreachableError, expect
 
-WORKERS = 8
-"""Transfers at once."""
 ATTEMPTS = 5
 """Tries of one request; waits between them double, from under a second."""
 TIMEOUT_S = 30.0
@@ -66,7 +65,7 @@ class S3Remote:
         self._client = self._connect(endpoint)
 
     def has(self, digest: str, size: int) -> bool:
-        """See `Remote`. S3 guards the bytes it took, so the size is enough."""
+        """See `Remote`. S3 guards what it took: its own digest of it, or the size, is enough."""
         with self._errors():
             try:
                 found = self._client.head_object(**self._at(digest))
@@ -74,6 +73,10 @@ class S3Remote:
                 if _code(error) in MISSING:
                     return False
                 raise
+        tag, sealed = found["ETag"].strip('"'), found.get("ServerSideEncryption", "AES256")
+        # The tag of what came in one piece and is not encrypted with another key is its MD5.
+        if is_digest(tag) and sealed == "AES256" and tag != digest.removesuffix(FOLDER):
+            return False
         return found["ContentLength"] == size
 
     def put(self, digest: str, source: Path) -> None:
@@ -238,7 +241,7 @@ class S3Remote:
             retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
             connect_timeout=TIMEOUT_S / 5,
             read_timeout=TIMEOUT_S,
-            max_pool_connections=WORKERS,
+            max_pool_connections=remotes.WORKERS,
             # Content-MD5 guards what is sent; servers other than AWS do not know newer sums.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",

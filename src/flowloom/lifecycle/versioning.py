@@ -34,8 +34,6 @@ ItemT = TypeVar("ItemT")
 
 TAG = "flowloom.artifact"
 """Tag of an MLflow run that holds its artifact's pointer."""
-WORKERS = 8
-"""Objects on their way at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,21 +296,21 @@ def _landing(into: Path, pointer: Pointer) -> Iterator[Path]:
         if other != folder and re.fullmatch(ending, other.name):
             with remotes.held(other / "lock", wait=False) as dead:
                 if dead:
-                    shutil.rmtree(other)
+                    shutil.rmtree(other, ignore_errors=True)
     with remotes.held(folder / "lock", wait=True):
         try:
             yield folder
         except (UnreachableError, KeyboardInterrupt):
             raise
         except BaseException:
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)
             raise
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _in_threads(function: Callable[[ItemT], None], items: Iterable[ItemT], remote: Remote) -> None:
     """Call a function on every item, several at once; the first error ends them all."""
-    with ThreadPoolExecutor(WORKERS) as pool:
+    with ThreadPoolExecutor(remotes.WORKERS) as pool:
         futures = [pool.submit(function, item) for item in items]
         try:
             for future in as_completed(futures):
@@ -346,7 +344,7 @@ def _dvc_fields(text: str, where: str) -> dict[str, Any]:
         outs = yaml.safe_load(text)["outs"]
         (fields,) = outs
         hashed = fields.get("hash")
-    except (yaml.YAMLError, TypeError, KeyError, ValueError, AttributeError):
+    except (yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError, RecursionError):
         raise ValueError(f"{where}: expected a .dvc file with one output") from None
     if hashed != "md5":
         raise ValueError(f"{where}: hash: got {hashed!r}, expected 'md5', as DVC 3 writes")
