@@ -96,9 +96,7 @@ def test_three_ways_to_write_one_run(engine, sampler):
         latent_image=sheet.latent(),
     )[0]
     for latent in (stack, plain):
-        np.testing.assert_allclose(
-            picture(engine, sheet.decoded(latent)), expected, atol=TOLERANCE
-        )
+        np.testing.assert_allclose(picture(engine, sheet.decoded(latent)), expected, atol=TOLERANCE)
 
 
 def advanced(sheet, latent, **inputs):
