@@ -37,7 +37,9 @@ STAGES: dict[str, Stage] = {
         function="flowloom.dataset.pairs:build_pairs", inputs=("catalogue",), optional=("parts",)
     ),
     "build_triplets": Stage(
-        function="flowloom.dataset.triplets:build_triplets", inputs=("catalogue", "pairs")
+        function="flowloom.dataset.triplets:build_triplets",
+        inputs=("catalogue", "pairs"),
+        optional=("parts",),
     ),
     "train_sft": Stage(
         function="flowloom.designer.sft:train_sft", inputs=("catalogue", "pairs", "triplets")

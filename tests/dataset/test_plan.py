@@ -1,10 +1,13 @@
 """Pins: the ranking by hand; what is rendered in which round; best_fixed is the panel's best on the
-last round's prompts; evolved workflows come from what scored well on the same concept."""
+last round's prompts; evolved workflows come from what scored well on the same concept; no held-out
+workflow is in a train cell, and the train cells are as many as without; a plain plan has one round;
+scores of cells that steer nothing change no plan."""
 
 import dataclasses
 
 import pytest
 
+from flowloom.dataset.cells import Cell, Rendered, Template, render_seed
 from flowloom.dataset.config import (
     DEMO_KINDS,
     BuildTripletsConfig,
@@ -12,8 +15,10 @@ from flowloom.dataset.config import (
     PriorConfig,
     PromptsConfig,
 )
-from flowloom.dataset.plan import Cell, Plan, Rendered, nearness, rank_by_concept, render_seed
+from flowloom.dataset.plan import Plan
 from flowloom.dataset.prompts import concept_of, draw_prompts, split_of
+from flowloom.dataset.ranking import nearness, rank_by_concept
+from flowloom.dataset.splits import is_held_out_workflow
 from flowloom.dataset.workflows import draw_workflows, make_grammar
 from flowloom.shapes.prompts import parse
 from flowloom.workflow import Catalogue
@@ -41,8 +46,9 @@ def plan(tmp_path_factory):
     world = write_world(tmp_path_factory.mktemp("world"))
     catalogue = Catalogue.load(world / "catalogue.json.gz")
     specs = draw_prompts("train", 40, DEMO_KINDS, 0)
-    flows = draw_workflows(make_grammar(catalogue, 64), PriorConfig(), 120, 0)
-    pairs = {spec.text: flows[3 * k : 3 * k + 3] for k, spec in enumerate(specs)}
+    flows = draw_workflows(make_grammar(catalogue, 64), PriorConfig(), 160, 0)
+    flows = [Template.of(workflow.canonical(catalogue)) for workflow in flows]
+    pairs = {spec.text: flows[4 * k : 4 * k + 4] for k, spec in enumerate(specs)}
     return Plan(CONFIG, catalogue, pairs)
 
 
@@ -75,49 +81,108 @@ def test_ranking_by_hand():
 
 
 def names(flows):
-    return [workflow.template_fingerprint() for workflow in flows]
+    """Fingerprints of workflows or templates."""
+    return [f.fingerprint if isinstance(f, Template) else f.template_fingerprint() for f in flows]
+
+
+def judge(cell):
+    """Let checkpoint b be best on round shapes and a elsewhere."""
+    loader = next(n for n in cell.workflow.nodes.values() if "ckpt_name" in n.inputs)
+    is_round = concept_of(cell.spec)[1] == "round"
+    good = loader.inputs["ckpt_name"] == CHECKPOINTS[1 if is_round else 0]
+    return Rendered(cell, (0.9 if good else 0.1,) * len(cell.seeds))
+
+
+def trained_on(cells, origin):
+    return [cell for cell in cells if cell.origin == origin and cell.split == "train"]
 
 
 def test_rounds(plan):
     assert plan.num_rounds == 3
     first = plan.cells(0, [])
     panel = [cell for cell in first if cell.origin == "panel"]
-    drawn = [cell for cell in first if cell.origin == "random"]
-    wild = [cell for cell in first if cell.origin == "wild"]
+    drawn, wild = trained_on(first, "random"), trained_on(first, "wild")
     assert len(wild) == 3 * 40
     assert len(panel) == 4 * 8
-    assert len(drawn) == 2 * 40
+    assert len(drawn) == sum(len(flows) for flows in plan.pairs.values()) > 60
     assert len({cell.seeds for cell in panel}) == 8  # common noise of a prompt
     assert len({cell.seeds for cell in drawn}) == len(drawn)
-
-    # Let checkpoint b be best on round shapes and a elsewhere.
-    def judge(cell):
-        loader = next(n for n in cell.workflow.nodes.values() if "ckpt_name" in n.inputs)
-        is_round = concept_of(cell.spec)[1] == "round"
-        good = loader.inputs["ckpt_name"] == CHECKPOINTS[1 if is_round else 0]
-        return Rendered(cell, (0.9 if good else 0.1,) * len(cell.seeds))
 
     history = [judge(cell) for cell in first]
     second = plan.cells(1, history)
     panel_prompts = {cell.spec.text for cell in second if cell.origin == "panel"}
     assert len(panel_prompts) == 12
     assert not panel_prompts & {cell.spec.text for cell in panel}
-    evolved = [cell for cell in second if cell.origin == "evolved"]
+    evolved = trained_on(second, "evolved")
     assert len(evolved) == 2 * 40
     assert sum(judge(cell).scores[0] for cell in evolved) / len(evolved) > 0.7
 
     history += [judge(cell) for cell in second]
     third = plan.cells(2, history)
-    last = [cell for cell in third if cell.origin == "evolved" and cell.split == "train"]
+    last = trained_on(third, "evolved")
     assert len(last) == 40
     assert all(len(cell.seeds) == len(set(cell.seeds)) == 3 for cell in last)
     seen = {r.cell.fingerprint for r in history}
     assert all(cell.fingerprint in seen for cell in last)  # the last round edits nothing
-    calibration = [cell for cell in third if cell.split == "calibration"]
+    calibration = [c for c in (*first, *second, *third) if c.split == "calibration"]
     assert len(calibration) == 8 * 4
     assert {split_of(cell.spec) for cell in calibration} == {"calibration"}
     assert all(len(cell.seeds) == 4 for cell in calibration)
+    assert {cell.origin for cell in calibration} == {"random", "evolved"}
     assert plan.cells(2, history) == third
+
+    # What the scores of the others are changes nothing.
+    assert {r.cell.split for r in history if not r.cell.steers} >= {"calibration"}
+    blind = [r if r.cell.steers else Rendered(r.cell, ()) for r in history]
+    assert plan.cells(2, blind) == third
+
+
+def test_held_out_workflows_are_rendered_and_not_trained_on(plan):
+    history, cells = [], []
+    for number in range(plan.num_rounds):
+        cells += plan.cells(number, history)
+        history = [judge(cell) for cell in cells]
+    held_out = {c.fingerprint for c in cells if c.split == "held_out_workflow"}
+    train = {c.fingerprint for c in cells if c.split == "train"}
+    assert all(map(is_held_out_workflow, held_out))
+    assert not any(map(is_held_out_workflow, train))
+    assert len(held_out) > 3
+    prompts = {spec.text for spec in plan.train}
+    assert {c.spec.text for c in cells if c.split == "held_out_workflow"} <= prompts
+    others = [c for c in cells if c.split == "held_out_workflow" and c.origin != "panel"]
+    assert {len(cell.seeds) for cell in others} == {CONFIG.held_out_seeds}
+    renders = [(c.spec.text, c.fingerprint, seed) for c in cells for seed in c.seeds]
+    assert len(set(renders)) == len(renders)
+
+
+def test_a_plain_plan_has_one_round_and_evolves_nothing(plan):
+    config = dataclasses.replace(CONFIG, mode="plain", random_seeds=2, calibration_cells=3)
+    plain = Plan(config, plan.catalogue, {**plan.pairs})
+    assert plain.num_rounds == 1
+    cells = plain.cells(0, [])
+    assert {cell.origin for cell in cells} == {"panel", "random", "wild"}
+    assert {len(cell.seeds) for cell in trained_on(cells, "random")} == {2}
+    calibration = [cell for cell in cells if cell.split == "calibration"]
+    assert len(calibration) == 8 * 3
+    _, rows = plain.best_fixed([judge(cell) for cell in cells])
+    assert {row["num_renders"] for row in rows} == {8}
+
+
+def test_a_persons_prompts_are_taken_and_must_be_of_the_shapes_language(plan, tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_text("\n".join(spec.text for spec in plan.train[:30]))
+    lists = PromptsConfig(num_train=30, prompts_file=str(path))
+    config = dataclasses.replace(CONFIG, prompts=lists)
+    pairs = {spec.text: plan.pairs[spec.text] for spec in plan.train[:30]}
+    mine = Plan(config, plan.catalogue, pairs)
+    assert [spec.text for spec in mine.train] == [spec.text for spec in plan.train[:30]]
+    path.write_text("\n".join(spec.text for spec in plan.train[:5]))
+    five = {spec.text: plan.pairs[spec.text] for spec in plan.train[:5]}
+    with pytest.raises(ValueError, match="got a sum of 20, expected at most 5, the train prompts"):
+        Plan(config, plan.catalogue, five)
+    path.write_text("a cat on a mat")
+    with pytest.raises(ValueError, match=r"mine.txt:1: got a prompt outside the shapes language"):
+        Plan(config, plan.catalogue, {})
 
 
 def test_pairs_of_other_prompts_are_refused(plan):

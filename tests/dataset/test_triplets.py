@@ -1,69 +1,35 @@
-"""Pins: an interrupted run ends with the bytes of another, for any number of processes;
-rows are what rendering and scoring them alone gives; held-out meanings are never trained on."""
+"""Pins: rows are what rendering and scoring them alone gives; held-out meanings and workflows are
+never trained on; equal bytes for any number of processes; `datasets` reads the files, streaming
+too; what cannot be rendered or scored is named."""
 
 import dataclasses
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
 
 from flowloom.dataset import triplets
-from flowloom.dataset.config import (
-    BuildPairsConfig,
-    BuildTripletsConfig,
-    PanelConfig,
-    PriorConfig,
-    PromptsConfig,
-)
-from flowloom.dataset.pairs import build_pairs
+from flowloom.dataset.card import read_card
 from flowloom.dataset.prompts import split_of
-from flowloom.render.engine import Engine, RenderJob
+from flowloom.dataset.splits import is_held_out_workflow
+from flowloom.dataset.triplet_rows import schema
+from flowloom.render.engine import Engine, RenderJob, RenderResult
 from flowloom.render.models import ModelStore
-from flowloom.runs import Run, folder_entries
+from flowloom.runs import folder_entries
+from flowloom.score import rubric as rubrics
 from flowloom.score import score_images
 from flowloom.shapes.prompts import parse
 from flowloom.workflow import Workflow
+from tests.dataset.small import CONFIG, build, build_small_pairs
 from tests.render.tiny import write_world
 
-CONFIG = BuildTripletsConfig(
-    prompts=PromptsConfig(num_train=16, num_calibration=4, num_test=12),
-    panel=PanelConfig(
-        settings=("4/2.0",),
-        lora_settings=("4/2.0",),
-        num_prompts=(4, 4),
-        num_kept=(2,),
-        num_varied=1,
-    ),
-    random_cells=1,
-    evolved_cells=(1, 1),
-    evolved_seeds=(1, 4),
-    num_parents=4,
-    calibration_cells=2,
-    calibration_seeds=2,
-    num_processes=1,
-    shard_size=16,
-)
 SCORE_TOLERANCE = 5e-3  # float noise of a random model, seen through the detector
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    folder = write_world(tmp_path_factory.mktemp("world"))
-    run = Run("build_pairs", folder / "pairs")
-    run.begin()
-    prior = PriorConfig(steps_weights=(1.0, 1e-3, 1e-3, 1e-3, 1e-3, 1e-3))
-    config = BuildPairsConfig(prompts=CONFIG.prompts, prior=prior, num_pairs=40)
-    build_pairs(config, run, catalogue=folder)
-    return folder
-
-
-def build(world, folder, config=CONFIG):
-    run = Run("build_triplets", folder)
-    run.begin()
-    metrics = triplets.build_triplets(
-        config, run, catalogue=world, pairs=world / "pairs" / "out.partial"
-    )
-    return run.out, metrics
+    return build_small_pairs(write_world(tmp_path_factory.mktemp("world")))
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +40,7 @@ def built(world, tmp_path_factory):
 def test_columns_and_files(built, world):
     out, metrics = built
     rows = triplets.load(out)
+    assert list(rows) == schema(("faithfulness", "crispness")).names
     assert metrics["triplets/renders"] == len(rows["score"])
     cells = set(zip(rows["cell"], rows["prompt"], rows["fingerprint"], strict=True))
     assert len(cells) == len({cell for cell, _, _ in cells}) == metrics["triplets/cells"]
@@ -87,10 +54,33 @@ def test_columns_and_files(built, world):
 
     best = Workflow.from_api(json.loads((out / "best_fixed.json").read_text()))
     assert best.template_fingerprint() in rows["fingerprint"]
-    card = json.loads((out / "card.json").read_text())
-    assert card["renders"] == sum(card["histogram"]["renders"]) == len(scores)
+    card = read_card(out)
+    assert card["rows"] == sum(card["histograms"]["score"]["rows"]) == len(scores)
     assert card["catalogue"] == ModelStore.open(world).catalogue.hash
     assert sum(group["renders"] for group in card["groups"]) == len(scores)
+    assert card["counts"]["split"] == dict(sorted(Counter(rows["split"]).items()))
+    assert not {"num_processes", "part"} & set(card["config"])
+    assert "#" * 40 in (out / "card.md").read_text()
+
+
+def test_files_are_cut_by_rows(built, world, tmp_path):
+    out, _ = build(world, tmp_path, dataclasses.replace(CONFIG, rows_per_file=50))
+    rows = triplets.load(built[0])
+    num = -(-len(rows["score"]) // 50)
+    names = [path.name for path in sorted(out.glob("*.parquet"))]
+    assert names == [f"triplets-{k:05d}-of-{num:05d}.parquet" for k in range(num)]
+    assert triplets.load(out) == rows
+
+
+def test_datasets_reads_the_files(built, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = triplets.load(built[0])
+    files = str(built[0] / "triplets-*.parquet")
+    options = {"data_files": files, "split": "train", "cache_dir": str(tmp_path)}
+    stream = datasets.load_dataset("parquet", streaming=True, **options)
+    streamed = [row["score"] for row in stream]
+    assert streamed == rows["score"]
+    assert list(datasets.load_dataset("parquet", **options)["seed"]) == rows["seed"]
 
 
 def test_splits_do_not_leak(built):
@@ -111,7 +101,11 @@ def test_splits_do_not_leak(built):
     assert not meanings[1] & meanings[2]
     assert {split_of(parse(row["prompt"])) for row in held_out} == {"test"}
     assert [row["kind"] for row in held_out[:4]] == ["single", "two", "counting", "colors"]
-    with pytest.raises(ValueError, match="split: got 'test', expected one of calibration, train"):
+    unseen = triplets.load(out, "held_out_workflow")
+    assert not set(unseen["fingerprint"]) & set(train["fingerprint"])
+    assert all(map(is_held_out_workflow, unseen["fingerprint"]))
+    assert {parse(prompt).meaning for prompt in unseen["prompt"]} <= meanings[0]
+    with pytest.raises(ValueError, match="split: got 'test', expected one of calibration, held_o"):
         triplets.load(out, "test")
     with pytest.raises(ValueError, match="expected the folder of build_triplets"):
         triplets.load(out / "nothing")
@@ -129,25 +123,49 @@ def test_rows_are_what_rendering_alone_gives(built, world):
         assert rows["flops"][row] == result.flops
 
 
-def test_an_interrupted_run_ends_with_the_same_bytes(built, world, tmp_path, monkeypatch):
-    real, written = triplets.write_table, []
-
-    def dies_at_the_fifth(path, columns, schema):
-        if len(written) == 5:
-            path.with_name(path.name + ".partial").write_bytes(b"half a shard")
-            raise KeyboardInterrupt
-        written.append(path.name)
-        real(path, columns, schema)
-
-    monkeypatch.setattr(triplets, "write_table", dies_at_the_fifth)
-    with pytest.raises(KeyboardInterrupt):
-        build(world, tmp_path)
-    monkeypatch.setattr(triplets, "write_table", lambda *a: written.append(a[0].name) or real(*a))
-    out, _ = build(world, tmp_path)
-    assert len(set(written)) == len(written)  # no shard was rendered twice
-    assert folder_entries(out) == folder_entries(built[0])
-
-
 def test_processes_change_nothing(built, world, tmp_path):
     out, _ = build(world, tmp_path, dataclasses.replace(CONFIG, num_processes=2))
     assert folder_entries(out) == folder_entries(built[0])
+    seconds = [json.loads(line) for line in (tmp_path / triplets.SECONDS_FILE).open()]
+    assert sum(row["renders"] for row in seconds) == len(triplets.load(out, None)["cell"])
+
+
+def test_missing_pairs_are_named(world, tmp_path):
+    with pytest.raises(ValueError, match=r"pairs: got '.*nothing' without shards"):
+        build(world, tmp_path, pairs=tmp_path / "nothing")
+
+
+def test_a_workflow_that_cannot_be_rendered_names_its_cell(world, tmp_path, monkeypatch):
+    def refuse(self, jobs):
+        raise ValueError(f"job {jobs[3].id}: node 5 (KSampler): no such file")
+
+    monkeypatch.setattr(Engine, "render", refuse)
+    with pytest.raises(ValueError, match=r"^job cell \w+ [0-9a-f]{12} on '.*', seed \d+: node 5"):
+        build(world, tmp_path)
+
+
+def test_a_score_that_is_not_finite_names_its_jobs(world, tmp_path, monkeypatch):
+    poisoned = []
+
+    def render(self, jobs):
+        image = np.zeros((3, 32, 32), np.float32)
+        poisoned[:] = [jobs[2].id]
+        spoilt = np.full_like(image, np.nan)
+        return [RenderResult(spoilt if k == 2 else image, 1) for k in range(len(jobs))]
+
+    def brightness(prompts, images_BCHW, flops_B):
+        return images_BCHW.mean((1, 2, 3)).double().numpy()
+
+    rubric = rubrics.Rubric("odd", (rubrics.Term("brightness", brightness),))
+    monkeypatch.setitem(rubrics.RUBRICS, "odd", lambda: rubric)
+    monkeypatch.setattr(Engine, "render", render)
+    with pytest.raises(FloatingPointError, match="brightness is not finite") as caught:
+        build(world, tmp_path, dataclasses.replace(CONFIG, rubric="odd"))
+    assert str(caught.value).endswith(f"jobs {poisoned[0]}")
+    assert not list((tmp_path / "work").glob("*.parquet"))
+
+
+def test_terms_follow_the_rubric_and_may_not_hide_a_column(world, tmp_path):
+    assert "thrift" in schema(("faithfulness", "thrift")).names
+    with pytest.raises(ValueError, match="rubric: got a term 'seed'"):
+        schema(("seed",))

@@ -8,7 +8,7 @@ import numpy as np
 
 from flowloom.dataset.tables import write_table
 from flowloom.dataset.tokenizer import WordTokenizer
-from flowloom.dataset.triplets import SCHEMA
+from flowloom.dataset.triplets import schema
 from flowloom.designer.baselines import stored_policies
 from flowloom.designer.config import PolicyConfig
 from flowloom.designer.policy import Policy
@@ -21,6 +21,7 @@ from flowloom.workflow import Catalogue, Grammar, decode, random_workflows
 from tests.designer.tiny import CLASSES
 from tests.render.tiny import flow, write_world
 
+SCHEMA = schema(("faithfulness", "crispness"))
 PROMPTS = {
     "train": ("a red circle", "two stars", "a square", "a blue star", "three circles", "a star"),
     "calibration": ("a green circle", "two squares", "a circle", "a white star"),

@@ -15,12 +15,11 @@ import dataclasses
 import json
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 
 from flowloom.dataset.tables import write_table
-from flowloom.dataset.triplets import SCHEMA
+from flowloom.dataset.triplets import schema
 from flowloom.render.models import save_catalogue
 from flowloom.reward import member as member_module
 from flowloom.reward.calibration import calibrate_reward
@@ -42,6 +41,7 @@ from flowloom.workflow import (
 )
 
 REL_GOLDEN = 1e-3
+SCHEMA = schema(("faithfulness", "crispness"))
 NAMES = ("red.safetensors", "green.safetensors", "blue.safetensors")
 CONFIG = RewardConfig(network=NetworkConfig(width=32), num_steps=120, checkpoint_every=40)
 
@@ -96,7 +96,6 @@ def world(tmp_path_factory):
             for name, column in rows.items():
                 column.append(values[name])
     (root / "triplets").mkdir()
-    assert isinstance(SCHEMA, pa.Schema)
     write_table(root / "triplets" / "triplets.parquet", rows, SCHEMA)
     return root
 

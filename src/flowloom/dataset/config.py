@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 from flowloom.config import check
 from flowloom.runs import input_digest
@@ -21,6 +22,18 @@ def digest_of(name: str, path: str | None) -> str | None:
         return None
     check(Path(path).exists(), name, path, "an existing file or folder")
     return input_digest(Path(path))
+
+
+def check_part(part: str) -> tuple[int, int]:
+    """The numbers of `k/N`.
+
+    Raises:
+        ValueError: It is none.
+    """
+    k, separator, num = part.partition("/")
+    fits = bool(separator) and k.isdecimal() and num.isdecimal() and int(k) < int(num)
+    check(fits, "part", part, "k/N with 0 <= k < N, such as 0/4")
+    return int(k), int(num)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,9 +136,7 @@ class BuildPairsConfig:
         total = self.mutated_frac + self.given_frac
         check(total <= 1, "mutated_frac + given_frac", total, "at most 1")
         if self.part is not None:
-            k, separator, num = self.part.partition("/")
-            fits = bool(separator) and k.isdecimal() and num.isdecimal() and int(k) < int(num)
-            check(fits, "part", self.part, "k/N with 0 <= k < N, such as 0/4")
+            check_part(self.part)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -169,12 +180,18 @@ class BuildTripletsConfig:
     at least 4), and calibration cells 4. What is claimed is measured by `evaluate` with more.
     """
 
+    mode: Literal["rounds", "plain"] = "rounds"
+    """`rounds`: each round is planned from the scores of those before. `plain`: one round of pairs
+    times seeds, the panel's first round, wild and calibration cells, so that nothing waits for a
+    score; nothing is evolved."""
     prompts: PromptsConfig = PromptsConfig()
     """Prompt lists; the train split must be the one of the pairs."""
     panel: PanelConfig = PanelConfig()
     """The workflows that best_fixed is chosen from."""
     random_cells: int = 5
-    """Pairs rendered per train prompt (as far as there are), one seed each."""
+    """Pairs rendered per train prompt (as far as there are)."""
+    random_seeds: int = 1
+    """Seeds of each of these."""
     wild_cells: int = 2
     """Valid but often senseless workflows per train prompt, one seed each: the reward must know
     that they are bad, or the policy finds out that it does not."""
@@ -193,6 +210,9 @@ class BuildTripletsConfig:
     """Workflows per calibration prompt: half from any pairs, half evolved."""
     calibration_seeds: int = 4
     """Seeds of each of these."""
+    held_out_seeds: int = 2
+    """Seeds of each cell with a held-out workflow, which joins the train cells, pairs and edits
+    among which it turned up: it is rendered, and never trained on."""
     budget: int = 64
     """Most tokens of an edited workflow."""
     rubric: str = "shapes"
@@ -200,7 +220,13 @@ class BuildTripletsConfig:
     num_processes: int = 2
     """Render workers; changes no result."""
     shard_size: int = 128
-    """Renders per shard, the unit of work and of resuming."""
+    """Renders per shard, the unit of work and of resuming. It fixes the batches, and so the last
+    bits of the scores."""
+    rows_per_file: int = 100_000
+    """Most rows of a Parquet file."""
+    part: str | None = None
+    """`k/N`, k from 0: render only every N-th shard from number k on, for a run with the input
+    `parts`. All is None."""
     seed: int = 0
     """Seed of workflows and noise."""
 
@@ -210,11 +236,20 @@ class BuildTripletsConfig:
         check(same, "evolved_seeds", self.evolved_seeds, f"{len(self.evolved_cells)} numbers")
         for number in (*self.evolved_cells, *self.evolved_seeds):
             check(number >= 1, "evolved_cells, evolved_seeds", number, ">= 1")
-        for name in ("random_cells", "num_parents", "calibration_cells", "calibration_seeds"):
+        for name in (
+            *("random_cells", "random_seeds", "num_parents", "calibration_cells"),
+            *("calibration_seeds", "held_out_seeds", "num_processes", "shard_size"),
+            "rows_per_file",
+        ):
             check(getattr(self, name) >= 1, name, getattr(self, name), ">= 1")
         check(self.wild_cells >= 0, "wild_cells", self.wild_cells, ">= 0")
         check(0 <= self.kept_frac <= 1, "kept_frac", self.kept_frac, "in [0, 1]")
-        check(self.num_processes >= 1, "num_processes", self.num_processes, ">= 1")
-        check(self.shard_size >= 1, "shard_size", self.shard_size, ">= 1")
-        needed, there = sum(self.panel.num_prompts), self.prompts.num_train
+        if self.part is not None:
+            check_part(self.part)
+        needed, there = sum(self.panel_prompts), self.prompts.num_train
         check(needed <= there, "panel.num_prompts", needed, f"a sum of at most {there} (num_train)")
+
+    @property
+    def panel_prompts(self) -> tuple[int, ...]:
+        """Prompts that the panel is rendered on, by round."""
+        return self.panel.num_prompts[:1] if self.mode == "plain" else self.panel.num_prompts

@@ -1,20 +1,26 @@
 """What `build_triplets` renders, round by round: a function of configuration and earlier scores.
 
 Round r holds: the panel's round r; in round 0 the random cells (pairs) and the wild ones, in round
-r > 0 the evolved cells number r - 1; in the last round the calibration cells.
+r > 0 the evolved cells number r - 1; a share of the calibration cells with pairs, and in the last
+round those with evolved workflows. The mode `plain` has one round, and nothing evolved.
+
+A workflow that is held out by its fingerprint is rendered where it turns up, and something else
+is trained on in its place.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from flowloom.dataset.cells import CALIBRATION, Cell, Pairs, Rendered, Template, render_seed
 from flowloom.dataset.config import BuildTripletsConfig
-from flowloom.dataset.prompts import Concept, concept_of, draw_prompts
+from flowloom.dataset.prompts import concept_of, list_prompts
+from flowloom.dataset.ranking import nearness, panel_means, rank_by_concept
+from flowloom.dataset.splits import HELD_OUT_WORKFLOW, TRAIN, WORKFLOW_FRAC
 from flowloom.dataset.workflows import (
     draw_wild_workflows,
     edited,
@@ -26,107 +32,71 @@ from flowloom.dataset.workflows import (
 from flowloom.shapes.prompts import PromptSpec
 from flowloom.workflow import Catalogue, Workflow
 
-SHRINK_RENDERS = 4.0
-"""Renders that a prior mean counts for: variance of noise over that of workflows, (.3 / .15)^2."""
-SHRINK_FILES = 4.0
-"""The same for the mean over workflows with the same model files."""
-NEARNESS = 0.3
-"""Weight of a render for a concept that differs in one part."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One workflow on one prompt."""
-
-    spec: PromptSpec
-    """The prompt."""
-    workflow: Workflow
-    """Template, in canonical form."""
-    fingerprint: str
-    """Template fingerprint."""
-    split: str
-    """`train` or `calibration`."""
-    origin: str
-    """`panel`, `random` (a pair), `wild` or `evolved`."""
-    seeds: tuple[int, ...]
-    """Seeds to render."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Rendered:
-    """A cell with its scores, one per seed."""
-
-    cell: Cell
-    scores: tuple[float, ...]
-
 
 class Plan:
     """Decides the cells of each round."""
 
-    def __init__(
-        self,
-        config: BuildTripletsConfig,
-        catalogue: Catalogue,
-        pairs: Mapping[str, Sequence[Workflow]],
-    ):
-        """Draw prompts and build the grammar.
+    def __init__(self, config: BuildTripletsConfig, catalogue: Catalogue, pairs: Pairs):
+        """List prompts and build the grammar.
 
         Args:
             config: What to render.
             catalogue: What there is to render with.
-            pairs: Workflows of each train prompt.
+            pairs: What `build_pairs` made of each train prompt, held-out workflows included.
 
         Raises:
-            ValueError: The pairs are of other prompts than the train list.
+            ValueError: The pairs are of other prompts than the train list, or that is too short for
+                the panel.
         """
         self.config = config
         self.catalogue = catalogue
         self.grammar = make_grammar(catalogue, config.budget)
-        lists = config.prompts
-        self.train = draw_prompts("train", lists.num_train, lists.kinds, lists.seed)
-        self.calibration = draw_prompts(
-            "calibration", lists.num_calibration, lists.kinds, lists.seed
-        )
+        self.train = [prompt.shapes() for prompt in list_prompts(config.prompts, "train")]
+        self.calibration = [p.shapes() for p in list_prompts(config.prompts, "calibration")]
         texts = [spec.text for spec in self.train]
         if set(pairs) != set(texts):
             raise ValueError(
                 f"prompts: got pairs of {len(pairs)} prompts that are not the {len(texts)} train "
                 "prompts of this configuration; expected equal `prompts` in both stages"
             )
-        self.pairs = {
-            text: [flow.canonical(catalogue) for flow in pairs[text][: config.random_cells]]
-            for text in texts
-        }
+        if sum(config.panel_prompts) > len(texts):
+            raise ValueError(
+                f"panel.num_prompts: got a sum of {sum(config.panel_prompts)}, expected at most "
+                f"{len(texts)}, the train prompts"
+            )
+        kept = {text: [pair for pair in pairs[text] if not pair.held_out] for text in texts}
+        self.pairs = {text: flows[: config.random_cells] for text, flows in kept.items()}
+        self.held_out_pairs = self._held_out(pairs)
         # Seeds used so far by (prompt, fingerprint): no render twice.
         self._taken: Counter[tuple[str, str]] = Counter()
-        self.num_rounds = max(len(config.panel.num_prompts), 1 + len(config.evolved_cells))
+        rounds = max(len(config.panel.num_prompts), 1 + len(config.evolved_cells))
+        self.num_rounds = 1 if config.mode == "plain" else rounds
 
     def cells(self, number: int, history: Sequence[Rendered]) -> list[Cell]:
-        """Cells of round `number`, given all rendered ones of the rounds before."""
+        """Cells of round `number`, given all cells of the rounds before."""
         config = self.config
         rng = np.random.default_rng((config.seed, number))
         self._taken = Counter()
         for rendered in history:
-            self._taken[rendered.cell.spec.text, rendered.cell.fingerprint] += len(rendered.scores)
+            cell = rendered.cell
+            self._taken[cell.spec.text, cell.fingerprint] += len(cell.seeds)
         cells = self._panel(number, history)
         if number == 0:
-            specs = [spec for spec in self.train for _ in self.pairs[spec.text]]
-            flows = [flow for spec in self.train for flow in self.pairs[spec.text]]
-            cells += self._cells(specs, flows, "train", "random", 1)
-            specs = [spec for spec in self.train for _ in range(config.wild_cells)]
-            flows = draw_wild_workflows(self.grammar, config.prior, len(specs), config.seed)
-            flows = [flow.canonical(self.catalogue) for flow in flows]
-            cells += self._cells(specs, flows, "train", "wild", 1)
+            drawn = [(spec, flow) for spec in self.train for flow in self.pairs[spec.text]]
+            cells += self._cells(drawn, TRAIN, "random", config.random_seeds)
+            cells += self._cells(self.held_out_pairs, HELD_OUT_WORKFLOW, "random")
+            wild, held_out = self._wild()
+            cells += self._cells(wild, TRAIN, "wild", 1)
+            cells += self._cells(held_out, HELD_OUT_WORKFLOW, "wild")
         elif number <= len(config.evolved_cells):
             last = number == len(config.evolved_cells)
             count, seeds = config.evolved_cells[number - 1], config.evolved_seeds[number - 1]
             specs = [spec for spec in self.train for _ in range(count)]
             kept = 1.0 if last else config.kept_frac
-            flows = self._evolved(specs, history, rng, kept)
-            cells += self._cells(specs, flows, "train", "evolved", seeds)
-        if number == self.num_rounds - 1:
-            cells += self._calibration(history, rng)
-        return cells
+            evolved, held_out = self._evolved(specs, history, rng, kept)
+            cells += self._cells(evolved, TRAIN, "evolved", seeds)
+            cells += self._cells(held_out, HELD_OUT_WORKFLOW, "evolved")
+        return cells + self._calibration(number, history, rng)
 
     def best_fixed(self, history: Sequence[Rendered]) -> tuple[Workflow, list[dict]]:
         """The panel's workflow with the best mean over the prompts of the last round.
@@ -134,40 +104,80 @@ class Plan:
         Returns:
             The workflow, and a row of statistics for each one of the last round, best first.
         """
-        panel = self.config.panel
-        first = sum(panel.num_prompts[:-1])
-        last = {spec.text for spec in self.train[first : first + panel.num_prompts[-1]]}
-        rows = _panel_means(r for r in history if r.cell.spec.text in last)
+        sizes = self.config.panel_prompts
+        first = sum(sizes[:-1])
+        last = {spec.text for spec in self.train[first : first + sizes[-1]]}
+        rows = panel_means(r for r in history if r.cell.spec.text in last)
         return rows[0]["workflow"], rows
 
+    def _held_out(self, pairs: Pairs) -> list[tuple[PromptSpec, Template]]:
+        """Pairs with a held-out workflow, as many as there would be among the random cells."""
+        columns = [[(s, p) for p in pairs[s.text] if p.held_out] for s in self.train]
+        deepest = max(map(len, columns), default=0)
+        in_turn = [rows[k] for k in range(deepest) for rows in columns if k < len(rows)]
+        return in_turn[: round(WORKFLOW_FRAC * self.config.random_cells * len(self.train))]
+
+    def _wild(self) -> tuple[list[tuple[PromptSpec, Template]], ...]:
+        """Wild workflows of each train prompt, and the held-out ones that were drawn between."""
+        config = self.config
+        specs = [spec for spec in self.train for _ in range(config.wild_cells)]
+        num = math.ceil(len(specs) * (1 + 2 * WORKFLOW_FRAC)) + 16
+        while True:
+            drawn = draw_wild_workflows(self.grammar, config.prior, num, config.seed)
+            kept: list[tuple[PromptSpec, Template]] = []
+            held_out: list[tuple[PromptSpec, Template]] = []
+            for workflow in drawn:
+                if len(kept) == len(specs):
+                    return kept, held_out
+                template = Template.of(workflow.canonical(self.catalogue))
+                (held_out if template.held_out else kept).append((specs[len(kept)], template))
+            num *= 2
+
     def _panel(self, number: int, history: Sequence[Rendered]) -> list[Cell]:
-        panel = self.config.panel
-        if number >= len(panel.num_prompts):
+        panel, sizes = self.config.panel, self.config.panel_prompts
+        if number >= len(sizes):
             return []
         if number == 0:
             flows = writable(panel_workflows(self.catalogue, panel), self.grammar)
         else:
-            ranked = [row["workflow"] for row in _panel_means(history)]
+            ranked = [row["workflow"] for row in panel_means(history)]
             flows = ranked[: panel.num_kept[number - 1]]
             if number == 1:
                 for flow in ranked[: panel.num_varied]:
                     flows += variations(flow, self.grammar)
-        flows = list({flow.template_fingerprint(): flow for flow in flows}.values())
-        first = sum(panel.num_prompts[:number])
-        specs = self.train[first : first + panel.num_prompts[number]]
-        grid = [(spec, flow) for flow in flows for spec in specs]
-        return self._cells([s for s, _ in grid], [f for _, f in grid], "train", "panel", 1)
+        templates = list({t.fingerprint: t for t in map(Template.of, flows)}.values())
+        first = sum(sizes[:number])
+        specs = self.train[first : first + sizes[number]]
+        # A held-out one may turn out the best fixed workflow; its scores are not trained on.
+        return [
+            cell
+            for template in templates
+            for cell in self._cells(
+                [(spec, template) for spec in specs],
+                HELD_OUT_WORKFLOW if template.held_out else TRAIN,
+                "panel",
+                1,
+            )
+        ]
 
-    def _calibration(self, history: Sequence[Rendered], rng: np.random.Generator) -> list[Cell]:
-        config = self.config
+    def _calibration(
+        self, number: int, history: Sequence[Rendered], rng: np.random.Generator
+    ) -> list[Cell]:
+        """This round's share of the cells with pairs; the evolved half comes last.
+
+        They steer nothing, so they are rendered while the next round is planned.
+        """
+        config, seeds = self.config, self.config.calibration_seeds
         specs = [spec for spec in self.calibration for _ in range(config.calibration_cells)]
+        drawn = specs if config.mode == "plain" else specs[::2]
         pairs = [flow for flows in self.pairs.values() for flow in flows]
-        drawn = [pairs[k] for k in rng.integers(len(pairs), size=len(specs))]
-        evolved = self._evolved(specs, history, rng, 0.5)
-        flows = [pair[k % 2] for k, pair in enumerate(zip(drawn, evolved, strict=True))]
-        seeds = config.calibration_seeds
-        cells = self._cells(specs[::2], flows[::2], "calibration", "random", seeds)
-        return cells + self._cells(specs[1::2], flows[1::2], "calibration", "evolved", seeds)
+        places = np.random.default_rng((config.seed, 0, 1)).integers(len(pairs), size=len(drawn))
+        cells = [(spec, pairs[k]) for spec, k in zip(drawn, places, strict=True)]
+        cells = self._cells(cells[number :: self.num_rounds], CALIBRATION, "random", seeds)
+        if number == self.num_rounds - 1 and config.mode == "rounds":
+            evolved, _ = self._evolved(specs[1::2], history, rng, 0.5, part=False)
+            cells += self._cells(evolved, CALIBRATION, "evolved", seeds)
+        return cells
 
     def _evolved(
         self,
@@ -175,8 +185,12 @@ class Plan:
         history: Sequence[Rendered],
         rng: np.random.Generator,
         kept_frac: float,
-    ) -> list[Workflow]:
-        """A workflow per prompt: one of its concept's best so far, kept or edited."""
+        part: bool = True,
+    ) -> tuple[list[tuple[PromptSpec, Template]], ...]:
+        """A workflow per prompt: one of its concept's best so far, kept or edited.
+
+        With `part`, an edit that is held out goes to a second list, and its parent to the first.
+        """
         ranked = rank_by_concept(history)
         flows, edit = [], []
         seen: dict[tuple[str, int], None] = {}
@@ -196,22 +210,26 @@ class Plan:
             flows.append(parents[pick])
             if rng.random() >= kept_frac:
                 edit.append(place)
-        changed = edited([flows[place] for place in edit], self.grammar, rng)
-        for place, flow in zip(edit, changed, strict=True):
-            flows[place] = flow
-        return flows
+        changed = edited([flows[place].workflow for place in edit], self.grammar, rng)
+        held_out = []
+        for place, template in zip(edit, map(Template.of, changed), strict=True):
+            if part and template.held_out:
+                held_out.append((specs[place], template))
+            else:
+                flows[place] = template
+        return list(zip(specs, flows, strict=True)), held_out
 
     def _cells(
         self,
-        specs: Sequence[PromptSpec],
-        flows: Sequence[Workflow],
+        chosen: Iterable[tuple[PromptSpec, Template]],
         split: str,
         origin: str,
-        num_seeds: int,
+        num_seeds: int | None = None,
     ) -> list[Cell]:
+        num_seeds = self.config.held_out_seeds if num_seeds is None else num_seeds
         cells = []
-        for spec, flow in zip(specs, flows, strict=True):
-            fingerprint = flow.template_fingerprint()
+        for spec, template in chosen:
+            fingerprint = template.fingerprint
             # The panel compares workflows on common noise; elsewhere fresh noise teaches more.
             name = "panel" if origin == "panel" else fingerprint
             taken = self._taken[spec.text, fingerprint]
@@ -219,96 +237,5 @@ class Plan:
             seeds = tuple(
                 render_seed(self.config.seed, spec.text, name, taken + k) for k in range(num_seeds)
             )
-            cells.append(Cell(spec, flow, fingerprint, split, origin, seeds))
+            cells.append(Cell(spec, template.workflow, fingerprint, split, origin, seeds))
         return cells
-
-
-def render_seed(seed: int, prompt: str, name: str, number: int) -> int:
-    """Seed of one render, below 2^48 so that every reader holds it exactly."""
-    digest = hashlib.sha256(f"{seed}|{prompt}|{name}|{number}".encode()).digest()
-    return int.from_bytes(digest[:6], "big")
-
-
-def rank_by_concept(history: Iterable[Rendered]) -> dict[Concept, list[Workflow]]:
-    """Workflows for each concept among the train cells, best first, by shrunk mean score.
-
-    With w the nearness of a render's concept to the one ranked for (1 for the same, `NEARNESS` for
-    every part that differs) and s its score, a workflow's value is
-
-        (sum w s + SHRINK_RENDERS m) / (sum w + SHRINK_RENDERS),
-
-    where m is the same mean over all workflows with the same model files, drawn toward the mean of
-    everything by SHRINK_FILES. So what was rendered for one concept speaks, weakly, for others.
-    """
-    # Per concept and workflow: number and sum of scores.
-    counts: dict[Concept, dict[str, np.ndarray]] = defaultdict(lambda: defaultdict(_nothing))
-    flow_of: dict[str, Workflow] = {}
-    for rendered in history:
-        cell = rendered.cell
-        if cell.split == "train":
-            flow_of.setdefault(cell.fingerprint, cell.workflow)
-            seen = np.array([len(rendered.scores), sum(rendered.scores)])
-            counts[concept_of(cell.spec)][cell.fingerprint] += seen
-    files = {fingerprint: files_of(flow) for fingerprint, flow in flow_of.items()}
-    return {concept: _rank(concept, counts, flow_of, files) for concept in counts}
-
-
-def nearness(one: Concept, other: Concept) -> float:
-    """`NEARNESS` to the power of the number of parts in which two concepts differ."""
-    return NEARNESS ** sum(a != b for a, b in zip(one, other, strict=True))
-
-
-def _rank(
-    concept: Concept,
-    counts: Mapping[Concept, Mapping[str, np.ndarray]],
-    flow_of: Mapping[str, Workflow],
-    files: Mapping[str, tuple[str, ...]],
-) -> list[Workflow]:
-    total: dict[str, np.ndarray] = defaultdict(_nothing)
-    by_files: dict[tuple[str, ...], np.ndarray] = defaultdict(_nothing)
-    for other, seen in counts.items():
-        weight = nearness(concept, other)
-        for fingerprint, count_sum in seen.items():
-            total[fingerprint] += weight * count_sum
-            by_files[files[fingerprint]] += weight * count_sum
-    everything = sum(by_files.values(), _nothing())
-    mean = everything[1] / everything[0]
-    prior = {name: _shrunk(seen, mean, SHRINK_FILES) for name, seen in by_files.items()}
-    value = {f: _shrunk(seen, prior[files[f]], SHRINK_RENDERS) for f, seen in total.items()}
-    return [flow_of[f] for f in sorted(value, key=lambda f: (-value[f], f))]
-
-
-def _nothing() -> np.ndarray:
-    return np.zeros(2)
-
-
-def _shrunk(count_sum: np.ndarray, toward: float, weight: float) -> float:
-    return float((count_sum[1] + weight * toward) / (count_sum[0] + weight))
-
-
-def files_of(workflow: Workflow) -> tuple[str, ...]:
-    """Model files a workflow loads, sorted."""
-    names = ("ckpt_name", "lora_name")
-    values = (node.inputs.get(name) for node in workflow.nodes.values() for name in names)
-    return tuple(sorted(str(value) for value in values if value is not None))
-
-
-def _panel_means(history: Iterable[Rendered]) -> list[dict]:
-    """Panel workflows with their mean over panel renders, best first."""
-    scores: dict[str, list[float]] = defaultdict(list)
-    flow_of: dict[str, Workflow] = {}
-    for rendered in history:
-        if rendered.cell.origin == "panel":
-            fingerprint = rendered.cell.fingerprint
-            flow_of.setdefault(fingerprint, rendered.cell.workflow)
-            scores[fingerprint] += rendered.scores
-    rows = [
-        {
-            "workflow": flow_of[fingerprint],
-            "fingerprint": fingerprint,
-            "mean": float(np.mean(values)),
-            "num_renders": len(values),
-        }
-        for fingerprint, values in scores.items()
-    ]
-    return sorted(rows, key=lambda row: (-row["mean"], row["fingerprint"]))

@@ -5,155 +5,112 @@ A finished shard is a file in the run's work folder; the same command renders on
 Every decision is made from the stored scores, so an interrupted run ends with the same bytes.
 
     flowloom run build_triplets --recipe demo
+
+N machines share the work by parts. A plain plan is one round; in a plan of several rounds each
+machine renders its share of the first round that is not whole, so this is done once per round:
+
+    flowloom run build_triplets --set mode=plain --set part=0/4       # on machine 0 of 4, and so on
+    flowloom run build_triplets --set mode=plain --input parts=A --input parts=B ...
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
+import contextlib
+import itertools
 import json
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from flowloom.dataset.config import BuildTripletsConfig
-from flowloom.dataset.pairs import load_pairs
-from flowloom.dataset.plan import Cell, Plan, Rendered
-from flowloom.dataset.prompts import draw_prompts, draw_unrendered
-from flowloom.dataset.tables import read_table, write_table
-from flowloom.render.engine import RenderJob, RenderResult, batch_key
+from flowloom.dataset.cells import Pairs, Rendered, Template
+from flowloom.dataset.config import BuildTripletsConfig, check_part
+from flowloom.dataset.pairs import stream_pairs
+from flowloom.dataset.plan import Plan
+from flowloom.dataset.prompts import Prompt, as_prompts, draw_unrendered, list_prompts
+from flowloom.dataset.scoring import Scored, Scorer
+from flowloom.dataset.shards import PART_FILE, Round, Scores, Shard, ShardFiles
+from flowloom.dataset.splits import HELD_OUT_WORKFLOW, TRAIN
+from flowloom.dataset.tables import read_table
+from flowloom.dataset.triplet_rows import Rows, make_card, schema, shard_schema
 from flowloom.render.pool import RenderPool
 from flowloom.runs import Run, write_json
-from flowloom.shapes.prompts import PromptSpec
-from flowloom.workflow import Catalogue
+from flowloom.score.rubric import get_rubric
+from flowloom.workflow import Catalogue, Workflow
 
-SHARD = pa.schema(
-    [
-        ("score", pa.float32()),
-        ("faithfulness", pa.float32()),
-        ("crispness", pa.float32()),
-        ("flops", pa.int64()),
-    ]
-)
-SCHEMA = pa.schema(
-    [
-        ("cell", pa.int32()),
-        ("prompt", pa.string()),
-        ("kind", pa.string()),
-        ("workflow", pa.string()),
-        ("fingerprint", pa.string()),
-        ("seed", pa.int64()),
-        *SHARD,
-        ("split", pa.string()),
-        ("origin", pa.string()),
-    ]
-)
+SECONDS_FILE = "shard_seconds.jsonl"
 
-
-@dataclasses.dataclass(frozen=True)
-class ScoredJob(RenderJob):
-    """A render job that knows what the picture should show."""
-
-    prompt: str
-
-
-def score_chunk(
-    rubric: str, jobs: Sequence[ScoredJob], results: list[RenderResult]
-) -> list[dict[str, float]]:
-    """Score a rendered chunk where it was rendered."""
-    from flowloom.score.rubric import get_rubric
-
-    prompts = [job.prompt for job in jobs]
-    images = [result.image for result in results]
-    return get_rubric(rubric).score(prompts, images, [result.flops for result in results])
+__all__ = ["build_triplets", "load", "load_prompts", "load_unrendered_prompts", "schema"]
 
 
 def build_triplets(
-    config: BuildTripletsConfig, run: Run, *, catalogue: Path, pairs: Path
+    config: BuildTripletsConfig,
+    run: Run,
+    *,
+    catalogue: Path,
+    pairs: Path,
+    parts: Path | Sequence[Path] = (),
 ) -> dict[str, float]:
     """Render and score workflows on train and calibration prompts.
 
     Args:
         config: What to render.
-        run: Run folder; `out` gets `triplets.parquet`, `prompts.json` (held-out prompts),
-            `unrendered_prompts.json` (train prompts for policy optimisation), `best_fixed.json` (a
-            template) and `card.json`.
+        run: Run folder; `out` gets `triplets-00000-of-00001.parquet` and so on, `prompts.json`
+            (held-out prompts), `unrendered_prompts.json` (train prompts for policy optimisation),
+            `best_fixed.json` (a template), `card.json` and `card.md`; with `config.part`, shards
+            for another run.
         catalogue: Folder that `publish_generator` wrote.
         pairs: Folder of `build_pairs`; its first pairs of each prompt are the random cells.
+        parts: Folders of runs with a `part`, whose shards are taken instead of rendered.
 
     Returns:
         Counts, mean scores by origin and the best fixed workflow's mean.
 
     Raises:
-        ValueError: A model file is missing or a workflow cannot be rendered.
+        ValueError: A model file is missing, a workflow cannot be rendered, the pairs are of other
+            prompts, or a part is damaged or of another plan.
         FloatingPointError: A picture or a score is not finite; names the jobs.
+        OSError: A file cannot be written; names it.
     """
     facts = Catalogue.load(catalogue / "catalogue.json.gz")
-    plan = Plan(config, facts, load_pairs(pairs))
-    then = functools.partial(score_chunk, config.rubric)
-    history: list[Rendered] = []
-    rows: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
-    cell_ids: dict[tuple[str, str], int] = {}
-
-    with RenderPool(catalogue, config.num_processes, then) as pool:
-        for number in range(plan.num_rounds):
-            cells = plan.cells(number, history)
-            scores = _render_round(config, run, pool, number, cells)
-            done = _join(cells, scores, cell_ids, rows)
-            history += done
-            means = {
-                f"triplets/{origin}_mean": float(np.mean(values))
-                for origin, values in _by_origin(done).items()
-            }
-            run.metric(number, {"triplets/renders": float(len(rows["score"])), **means})
-            shown = ", ".join(f"{name} {value:.3f}" for name, value in means.items())
-            run.log(f"round {number}: {len(cells)} cells, {shown}")
-
-    best, panel = plan.best_fixed(history)
-    write_table(run.out / "triplets.parquet", rows, SCHEMA)
-    write_json(run.out / "best_fixed.json", best.to_api())
-    lists = config.prompts
-    held_out = draw_prompts("test", lists.num_test, lists.kinds, lists.seed)
-    write_json(run.out / "prompts.json", _as_rows(held_out))
-    unrendered = draw_unrendered(lists.num_unrendered, lists.kinds, lists.seed)
-    write_json(run.out / "unrendered_prompts.json", _as_rows(unrendered))
-    write_json(run.out / "card.json", _card(rows, panel, facts, len(held_out)))
-    run.log(f"best fixed: {panel[0]['mean']:.3f} over {panel[0]['num_renders']} renders")
-    train = [split == "train" for split in rows["split"]]
-    metrics = {
-        "triplets/renders": float(len(train)),
-        "triplets/cells": float(len(cell_ids)),
-        "triplets/best_fixed_mean": panel[0]["mean"],
-        "triplets/test_prompts": float(len(held_out)),
-    }
-    for origin, values in _by_origin(history).items():
-        metrics[f"triplets/{origin}_mean"] = float(np.mean(values))
-    return metrics
+    given = [parts] if isinstance(parts, Path) else list(parts)
+    with _Renderer(config, catalogue, run) as renderer:
+        if not given:
+            renderer.start()  # Workers start while the first round is planned.
+        plan = Plan(config, facts, _read_pairs(pairs, facts, config.random_cells))
+        builder = _Builder(config, run, plan, ShardFiles(run.work, given, run.log), renderer)
+        whole = builder.build()
+    if config.part is not None:
+        return builder.hand_over()
+    assert whole
+    return builder.write()
 
 
 def load(path: str | Path, split: str | None = None) -> dict[str, list[Any]]:
     """Columns of the triplets, one row per render.
 
     Args:
-        path: `triplets.parquet` or the folder that holds it.
-        split: `train` or `calibration`; None for both.
+        path: The folder of `build_triplets`, or one of its Parquet files.
+        split: `train`, `held_out_workflow` or `calibration`; None for all.
 
     Returns:
-        cell, prompt, kind, workflow (API JSON of the template), fingerprint, seed, score,
-        faithfulness, crispness, flops, split, origin.
+        cell, prompt, kind, workflow (API JSON of the template), fingerprint, seed, score, each term
+        of the rubric by name, flops, split, origin.
 
     Raises:
         ValueError: There is no such file, or the split is empty.
     """
     path = Path(path)
-    file = path / "triplets.parquet" if path.is_dir() else path
-    if not file.is_file():
+    files = sorted(path.glob("triplets*.parquet")) if path.is_dir() else [path]
+    if not files or not all(file.is_file() for file in files):
         raise ValueError(f"triplets: got {str(path)!r}, expected the folder of build_triplets")
-    columns = read_table(file)
+    columns: dict[str, list[Any]] = {}
+    for file in files:
+        for name, values in read_table(file).items():
+            columns.setdefault(name, []).extend(values)
     if split is None:
         return columns
     kept = [row for row, value in enumerate(columns["split"]) if value == split]
@@ -173,122 +130,178 @@ def load_unrendered_prompts(path: str | Path) -> list[dict[str, str]]:
     return json.loads((Path(path) / "unrendered_prompts.json").read_text())
 
 
-def _as_rows(specs: Sequence[PromptSpec]) -> list[dict[str, str]]:
-    return [{"prompt": spec.text, "kind": spec.kind} for spec in specs]
+class _Renderer:
+    """The render workers, started when they are first needed; a context manager."""
+
+    def __init__(self, config: BuildTripletsConfig, catalogue: Path, run: Run):
+        self._config, self._catalogue, self._run = config, catalogue, run
+        self._pool: RenderPool | None = None
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> _Renderer:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def start(self) -> RenderPool:
+        if self._pool is None:
+            scorer, processes = Scorer(self._config.rubric), self._config.num_processes
+            pool = RenderPool(self._catalogue, processes, scorer)
+            self._pool = self._stack.enter_context(pool)
+        return self._pool
+
+    def render(self, round_: Round, shards: Sequence[Shard]) -> Iterator[Scored]:
+        """What the workers make of each shard, in order."""
+        if not shards:
+            return
+        answers = self.start().map([round_.jobs(shard) for shard in shards])
+        with (self._run.dir / SECONDS_FILE).open("a") as file:
+            for shard, scored in zip(shards, answers, strict=True):
+                row = {"shard": shard.name, "renders": len(shard.places), "cpu_s": scored.cpu_s}
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+                yield scored
 
 
-def _render_round(
-    config: BuildTripletsConfig, run: Run, pool: RenderPool, number: int, cells: Sequence[Cell]
-) -> list[list[dict[str, float]]]:
-    """Scores of every cell by seed, rendering the shards that are not there yet."""
-    places = [(c, k) for c, cell in enumerate(cells) for k in range(len(cell.seeds))]
-    keys = [batch_key(cell.workflow) for cell in cells]
-    places.sort(key=lambda place: (keys[place[0]], place))
-    size = config.shard_size
-    shards = [places[first : first + size] for first in range(0, len(places), size)]
-    files = [run.work / f"round-{number}-shard-{k:04d}.parquet" for k in range(len(shards))]
+class _Builder:
+    """The build of one dataset, or of one part of it."""
 
-    missing = [k for k, file in enumerate(files) if not file.is_file()]
-    chunks = [[_job(cells[c], k) for c, k in shards[shard]] for shard in missing]
-    for shard, scored in zip(missing, pool.map(chunks), strict=True):
-        columns = {name: [row[name] for row in scored] for name in SHARD.names}
-        write_table(files[shard], columns, SHARD)
-
-    results: list[list[dict[str, float]]] = [[{}] * len(cell.seeds) for cell in cells]
-    for shard, file in zip(shards, files, strict=True):
-        columns = read_table(file)
-        for row, (c, k) in enumerate(shard):
-            results[c][k] = {name: columns[name][row] for name in SHARD.names}
-    return results
-
-
-def _job(cell: Cell, number: int) -> ScoredJob:
-    workflow = cell.workflow.fill(cell.spec.text, seed=cell.seeds[number])
-    name = f"{cell.origin} {cell.fingerprint[:8]} on {cell.spec.text!r}, seed {cell.seeds[number]}"
-    return ScoredJob(workflow=workflow, id=name, prompt=cell.spec.text)
-
-
-def _join(
-    cells: Sequence[Cell],
-    scores: Sequence[Sequence[dict[str, float]]],
-    cell_ids: dict[tuple[str, str], int],
-    rows: dict[str, list[Any]],
-) -> list[Rendered]:
-    """Append a round to the table. A workflow on a prompt is one cell, whatever the round."""
-    done = []
-    for cell, results in zip(cells, scores, strict=True):
-        number = cell_ids.setdefault((cell.spec.text, cell.fingerprint), len(cell_ids))
-        text = json.dumps(cell.workflow.to_api(), separators=(",", ":"))
-        for seed, result in zip(cell.seeds, results, strict=True):
-            values = {
-                "cell": number,
-                "prompt": cell.spec.text,
-                "kind": cell.spec.kind,
-                "workflow": text,
-                "fingerprint": cell.fingerprint,
-                "seed": seed,
-                "split": cell.split,
-                "origin": cell.origin,
-                **result,
-            }
-            for name, column in rows.items():
-                column.append(values[name])
-        done.append(Rendered(cell, tuple(result["score"] for result in results)))
-    return done
-
-
-def _by_origin(history: Sequence[Rendered]) -> dict[str, list[float]]:
-    values: dict[str, list[float]] = {}
-    for rendered in history:
-        cell = rendered.cell
-        origin = cell.origin if cell.split == "train" else cell.split
-        values.setdefault(origin, []).extend(rendered.scores)
-    return dict(sorted(values.items()))
-
-
-def _card(
-    rows: dict[str, list[Any]], panel: Sequence[dict], facts: Catalogue, num_test: int
-) -> dict[str, Any]:
-    """What is in the data, for people and for lineage."""
-    scores = np.array(rows["score"])
-    bins = np.linspace(0, 1, 11)
-    counts = np.histogram(scores, bins)[0]
-    groups = Counter(zip(rows["split"], rows["origin"], rows["kind"], strict=True))
-    sums: dict[tuple, float] = defaultdict(float)
-    for key, score in zip(
-        zip(rows["split"], rows["origin"], rows["kind"], strict=True), scores, strict=True
+    def __init__(
+        self,
+        config: BuildTripletsConfig,
+        run: Run,
+        plan: Plan,
+        files: ShardFiles,
+        renderer: _Renderer,
     ):
-        sums[key] += float(score)
-    return {
-        "catalogue": facts.hash,
-        "renders": len(scores),
-        "cells": len(set(rows["cell"])),
-        "prompts": {
-            split: len(
-                {p for p, s in zip(rows["prompt"], rows["split"], strict=True) if s == split}
-            )
-            for split in ("train", "calibration")
+        self.config, self.run, self.plan, self.files = config, run, plan, files
+        self.renderer = renderer
+        self.terms = [term.name for term in get_rubric(config.rubric).terms]
+        self.scored = shard_schema(self.terms)
+        self.rows = Rows(self.terms)
+        self.history: list[Rendered] = []
+        self._index, self._step = check_part(config.part) if config.part else (0, 1)
+
+    def build(self) -> bool:
+        """Go through the rounds; False where one lacks shards of other machines."""
+        plan, config = self.plan, self.config
+        context = f"{plan.catalogue.hash} {config.rubric} {' '.join(self.terms)}"
+        cells = plan.cells(0, [])
+        for number in range(plan.num_rounds):
+            round_ = Round(number, cells, config.shard_size, context)
+            scores = self._empty(round_)
+            answers = self._scores(round_)
+            steering = itertools.islice(answers, round_.num_steering)
+            whole = _collect(steering, scores)
+            if whole:
+                self.history += round_.rendered(scores["score"])
+                if number + 1 < plan.num_rounds:
+                    # The workers go on meanwhile with what steers nothing.
+                    cells = plan.cells(number + 1, self.history)
+            whole = _collect(answers, scores) and whole
+            if not whole:
+                return False
+            self.rows.add(round_.cells, scores)
+            self._log(round_)
+        return True
+
+    def write(self) -> dict[str, float]:
+        """Write the dataset; returns the final metrics."""
+        run, config, columns = self.run, self.config, self.rows.columns
+        best, panel = self.plan.best_fixed(self.history)
+        paths = self.rows.write(run.out, config.rows_per_file)
+        write_json(run.out / "best_fixed.json", best.to_api())
+        held_out = list_prompts(config.prompts, "test")
+        write_json(run.out / "prompts.json", _as_rows(held_out))
+        write_json(run.out / "unrendered_prompts.json", _as_rows(self._unrendered()))
+        make_card(config, self.rows, paths, self.plan.catalogue.hash, panel).write(run.out)
+        run.log(f"best fixed: {panel[0]['mean']:.3f} over {panel[0]['num_renders']} renders")
+        return {
+            "triplets/renders": float(len(columns["cell"])),
+            "triplets/cells": float(self.rows.num_cells),
+            "triplets/best_fixed_mean": panel[0]["mean"],
+            "triplets/test_prompts": float(len(held_out)),
+        } | {f"triplets/{name}_mean": mean for name, mean in self.rows.means().items()}
+
+    def hand_over(self) -> dict[str, float]:
+        """Make the shards of this part the artifact."""
+        for path in self.files.own_paths:
+            shutil.copyfile(path, self.run.out / path.name)
+        names = sorted(path.name for path in self.files.own_paths)
+        write_json(self.run.out / PART_FILE, {"part": self.config.part, "shards": names})
+        self.run.log(f"part {self.config.part}: {len(names)} shards")
+        return {"triplets/shards": float(len(names))}
+
+    def _scores(self, round_: Round) -> Iterator[tuple[Shard, Scores | None]]:
+        """The shards in order, rendering this machine's that no file has; None: another's."""
+        found = {shard.name: self.files.read(shard) for shard in round_.shards}
+        absent = [shard for shard in round_.shards if found[shard.name] is None]
+        mine = [shard for shard in absent if shard.number % self._step == self._index]
+        if len(absent) < len(round_.shards):
+            there = len(round_.shards) - len(absent)
+            self.run.log(f"{there} of {len(round_.shards)} shards were rendered before")
+        answers = self.renderer.render(round_, mine)
+        names = {shard.name for shard in mine}
+        for shard in round_.shards:
+            scores = found[shard.name]
+            if shard.name in names:
+                scores = self.files.write(shard, next(answers).columns, self.scored)
+            yield shard, scores
+
+    def _empty(self, round_: Round) -> Scores:
+        return {
+            field.name: np.zeros(round_.num_renders, field.type.to_pandas_dtype())
+            for field in self.scored
         }
-        | {"test": num_test},
-        "workflows": len(set(rows["fingerprint"])),
-        "groups": [
-            {
-                "split": split,
-                "origin": origin,
-                "kind": kind,
-                "renders": count,
-                "mean": round(sums[split, origin, kind] / count, 4),
-            }
-            for (split, origin, kind), count in sorted(groups.items())
-        ],
-        "histogram": {"from": bins[:-1].round(1).tolist(), "renders": counts.tolist()},
-        "flops": {"mean": float(np.mean(rows["flops"])), "max": int(max(rows["flops"]))},
-        "best_fixed": [
-            {
-                "fingerprint": row["fingerprint"],
-                "mean": round(row["mean"], 4),
-                "num_renders": row["num_renders"],
-            }
-            for row in panel[:8]
-        ],
+
+    def _log(self, round_: Round) -> None:
+        done = len(self.rows.columns["cell"])
+        found = self.rows.means(done - round_.num_renders)
+        means = {f"triplets/{name}_mean": mean for name, mean in found.items()}
+        self.run.metric(round_.number, {"triplets/renders": float(done), **means})
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in means.items())
+        self.run.log(f"round {round_.number}: {len(round_.cells)} cells, {shown}")
+
+    def _unrendered(self) -> list[Prompt]:
+        lists = self.config.prompts
+        if lists.prompts_file is not None:
+            return list_prompts(lists, "train", lists.num_unrendered)
+        return as_prompts(draw_unrendered(lists.num_unrendered, lists.kinds, lists.seed))
+
+
+def _collect(found: Iterable[tuple[Shard, Scores | None]], scores: Scores) -> bool:
+    """Put the scores of shards into their places; False if one has none."""
+    whole = True
+    for shard, values in found:
+        if values is None:
+            whole = False
+            continue
+        for name, column in scores.items():
+            column[shard.places] = values[name]
+    return whole
+
+
+def _read_pairs(path: Path, catalogue: Catalogue, per_prompt: int) -> Pairs:
+    """The first pairs of each train prompt, and those with held-out workflows."""
+    rows: dict[str, list[tuple[str, str]]] = {}
+    for split in (TRAIN, HELD_OUT_WORKFLOW):
+        known: Counter[str] = Counter()
+        for some in stream_pairs(path, split, ("prompt", "workflow", "fingerprint")):
+            for prompt, text, fingerprint in zip(*some.values(), strict=True):
+                known[prompt] += 1
+                if known[prompt] <= per_prompt:
+                    rows.setdefault(prompt, []).append((text, fingerprint))
+    if not rows:
+        raise ValueError(f"pairs: got {str(path)!r} without train pairs, expected some")
+    return {
+        prompt: [
+            Template(Workflow.from_api(json.loads(text)).canonical(catalogue), fingerprint)
+            for text, fingerprint in found
+        ]
+        for prompt, found in rows.items()
     }
+
+
+def _as_rows(prompts: Sequence[Prompt]) -> list[dict[str, str]]:
+    return [{"prompt": prompt.text, "kind": prompt.kind} for prompt in prompts]
