@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,23 +40,17 @@ def render(parsed: Namespace) -> int:
     ready = [index for index, result in enumerate(results) if result["error"] is None]
     chunks = [ready[first : first + CHUNK_SIZE] for first in range(0, len(ready), CHUNK_SIZE)]
     for chunk in progress(chunks, "rendering", len(chunks)):
-        # A chunk fails as a whole, so one that does is done again one by one.
-        for part in (chunk, *([index] for index in chunk)):
-            jobs = [RenderJob(_filled(filled, index), sources[index].path) for index in part]
-            started_s = time.perf_counter()
-            try:
-                pictures = engine.render(jobs)
-            except (ValueError, FloatingPointError) as error:
-                if len(part) == 1:
-                    results[part[0]]["error"] = one_line(error)
+        started_s = time.perf_counter()
+        jobs = [RenderJob(_filled(filled, index), sources[index].path) for index in chunk]
+        rendered = _render_each(engine, jobs)
+        seconds = (time.perf_counter() - started_s) / len(chunk)
+        for index, picture in zip(chunk, rendered, strict=True):
+            if isinstance(picture, str):
+                results[index]["error"] = picture
                 continue
-            seconds = (time.perf_counter() - started_s) / len(part)
-            for index, picture in zip(part, pictures, strict=True):
-                path = out / f"{names[index]}.png"
-                png.write(path, picture.image, _filled(filled, index))
-                results[index].update(images=[str(path)], seconds=round(seconds, 4), error=None)
-            if part is chunk:
-                break
+            path = out / f"{names[index]}.png"
+            png.write(path, picture.image, _filled(filled, index))
+            results[index].update(images=[str(path)], seconds=round(seconds, 4))
     if parsed.json:
         print_json({"results": results})
     else:
@@ -65,6 +60,17 @@ def render(parsed: Namespace) -> int:
     if num_unreadable:
         return USAGE
     return OK if all(result["images"] for result in results) else NO
+
+
+def _render_each(engine: Any, jobs: Sequence[Any]) -> list[Any]:
+    """A picture of each job, or why there is none; what fails is done again in halves."""
+    try:
+        return engine.render(jobs)
+    except (ValueError, FloatingPointError) as error:
+        if len(jobs) == 1:
+            return [one_line(error)]
+    middle = len(jobs) // 2
+    return _render_each(engine, jobs[:middle]) + _render_each(engine, jobs[middle:])
 
 
 def score(parsed: Namespace) -> int:
