@@ -1,13 +1,22 @@
 """Pins: no meaning is in two splits; lists are balanced in every prefix and repeatable; asking for
-more prompts than there are is an error."""
+more prompts than there are is an error; a person's prompts go where what they say goes."""
 
+import dataclasses
 from collections import Counter
 
 import pytest
 
-from flowloom.dataset.config import DEMO_KINDS
-from flowloom.dataset.prompts import SPLITS, concept_of, draw_prompts, draw_unrendered, split_of
-from flowloom.shapes.prompts import KINDS, parse
+from flowloom.dataset.config import DEMO_KINDS, PromptsConfig
+from flowloom.dataset.prompts import (
+    SPLITS,
+    concept_of,
+    draw_held_out,
+    draw_prompts,
+    draw_unrendered,
+    list_prompts,
+    split_of,
+)
+from flowloom.shapes.prompts import KINDS, parse, wording_of
 from flowloom.shapes.prompts import split_of as holdout_of
 
 
@@ -65,3 +74,43 @@ def test_errors_name_the_trouble():
         draw_prompts("dev", 1, DEMO_KINDS, 0)
     with pytest.raises(ValueError, match="kinds: got 'four', expected one of single"):
         draw_prompts("train", 1, ("four",), 0)
+
+
+def test_held_out_prompts_come_in_both_wordings():
+    specs = draw_held_out(80, DEMO_KINDS, 0)
+    assert {split_of(spec) for spec in specs} == {"test"}
+    assert Counter(wording_of(spec.text) for spec in specs) == {"train": 40, "held_out": 40}
+    assert Counter(spec.kind for spec in specs[:8]) == dict.fromkeys(DEMO_KINDS, 2)
+    assert [spec.text for spec in draw_held_out(24, DEMO_KINDS, 0)][:4] == [
+        spec.text for spec in specs[:4]
+    ]
+    assert draw_held_out(0, DEMO_KINDS, 0) == []
+
+
+def test_a_persons_prompts_are_split_by_what_they_say(tmp_path):
+    file = tmp_path / "mine.csv"
+    said = [
+        f"the {beast} in {number} {places}"
+        for beast in ("cat", "dog", "emu")
+        for number in range(2, 12)
+        for places in ("houses", "woods")
+    ]
+    worded = [f"a photo of {text}" for text in said]
+    rows = [f"{text},beasts" for text in (*said, *worded)] + ["two red circles,", "a star,mine"]
+    file.write_text("\n".join(["prompt,kind", *rows]))
+    lists = PromptsConfig(prompts_file=str(file), num_train=1000)
+    found = {split: list_prompts(lists, split, 1000) for split in SPLITS}
+    everything = {p.text: p for prompts in found.values() for p in prompts}
+    assert set(everything) == {*said, *worded, "two red circles", "a star"}
+    assert all(len(prompts) > 3 for prompts in found.values())
+    for plain, opened in zip(said, worded, strict=True):
+        assert everything[plain].split == everything[opened].split
+    assert everything["two red circles"].split == split_of(parse("two red circles"))
+    kinds = {text: everything[text].kind for text in (said[0], "two red circles", "a star")}
+    assert list(kinds.values()) == ["beasts", "counting", "mine"]
+    assert everything["a star"].shapes() == parse("a star")
+    message = r"mine.csv:2: got a prompt outside the shapes language.*unknown word 'cat'"
+    with pytest.raises(ValueError, match=message):
+        everything[said[0]].shapes()
+    few = dataclasses.replace(lists, num_train=5)
+    assert list_prompts(few, "train") == found["train"][:5]

@@ -133,8 +133,9 @@ class BuildPairsConfig:
             check(getattr(self, name) >= 1, name, getattr(self, name), ">= 1")
         for name in ("mutated_frac", "held_out_frac", "given_frac"):
             check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
-        total = self.mutated_frac + self.given_frac
-        check(total <= 1, "mutated_frac + given_frac", total, "at most 1")
+        if self.workflows_file is not None:
+            total = self.mutated_frac + self.given_frac
+            check(total <= 1, "mutated_frac + given_frac", total, "at most 1")
         if self.part is not None:
             check_part(self.part)
 
