@@ -136,6 +136,7 @@ def find(images_BCHW: Tensor, min_existence: float = MIN_EXISTENCE) -> list[list
     """
     seen = detect(images_BCHW)
     exists_BO = seen.exists_BO.tolist()
+    kept_BO = ((seen.exists_BO > 0) & (seen.exists_BO >= min_existence)).tolist()
     odds_BOA = seen.attributes_BOSZK.flatten(2)
     best_BO = odds_BOA.argmax(2).tolist()
     centers_BO2 = seen.centers_BO2.tolist()
@@ -151,10 +152,7 @@ def find(images_BCHW: Tensor, min_existence: float = MIN_EXISTENCE) -> list[list
             probabilities_SZK=seen.attributes_BOSZK[b, o].numpy(),
         )
 
-    return [
-        [one(b, o) for o in range(NUM_DETECTIONS) if exists_BO[b][o] >= max(min_existence, 1e-9)]
-        for b in range(len(exists_BO))
-    ]
+    return [[one(b, o) for o, keep in enumerate(kept) if keep] for b, kept in enumerate(kept_BO)]
 
 
 @torch.no_grad()
@@ -179,9 +177,8 @@ def _detect(p_BCYX: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     half = known.masks_M1YX.shape[-1] // 2
     pixels = p_BCYX.reshape(-1, 1, SIZE, SIZE)
     # Beyond the edge p is 0, the background.
-    sums_BCMP = F.conv2d(pixels, known.masks_M1YX, padding=half).reshape(
-        len(p_BCYX), 3, -1, SIZE * SIZE
-    )
+    sums_BCMP = F.conv2d(pixels, known.masks_M1YX, padding=half).flatten(2)
+    sums_BCMP = sums_BCMP.reshape(len(p_BCYX), 3, *sums_BCMP.shape[1:])
     energy_B1YX = p_BCYX.square().sum(1, keepdim=True)
     energy_BMP = F.conv2d(energy_B1YX, known.grown_M1YX, padding=half + 1).flatten(2)
     strength_BQ, fit_BQ = _strongest(sums_BCMP, energy_BMP)
@@ -251,10 +248,10 @@ def _attributes(
     rows_BO31 = (centers_BO2[..., 0, None] + near).clamp(0, SIZE - 1)[..., :, None]
     columns_BO13 = (centers_BO2[..., 1, None] + near).clamp(0, SIZE - 1)[..., None, :]
     places_B1R = (rows_BO31 * SIZE + columns_BO13).flatten(1)[:, None]
-    sums = torch.cat([sums_BCMP.flatten(1, 2), energy_BMP], 1)
-    window = sums.gather(2, places_B1R.expand(-1, sums.shape[1], -1))
-    window = window.reshape(num_pictures, 4, 1, num_masks, num_found, 9)
-    red, green, blue, energy_B1MO9 = window.unbind(1)
+    sums = sums_BCMP.flatten(1, 2).gather(2, places_B1R.expand(-1, 3 * num_masks, -1))
+    shape = (num_pictures, 1, num_masks, num_found, 9)
+    red, green, blue = (part.reshape(shape) for part in sums.chunk(3, 1))
+    energy_B1MO9 = energy_BMP.gather(2, places_B1R.expand(-1, num_masks, -1)).reshape(shape)
     r, g, b = 2 * known.tints_K3.T[:, :, None, None, None]
     twice_BKMO9 = r * red + g * green + b * blue
     norms_KM11 = known.norms_KM[..., None, None]
