@@ -16,13 +16,14 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from flowloom.shapes import model as shapes_model
 from flowloom.shapes import upscaler as shapes_upscaler
 from flowloom.shapes.model import ShapesConfig, ShapesModel
 from flowloom.shapes.upscaler import UPSCALER_FORMAT, Upscaler
 
-MAX_SIZE = 4096
+MAX_SIZE = 1024
 """Largest number in the sizes that a file gives of itself; keeps a hostile one from taking all."""
 Module = TypeVar("Module", bound=nn.Module)
 _LORA_KEY = re.compile(r"(.+)\.(lora_A\.weight|lora_B\.weight|alpha)")
@@ -60,7 +61,7 @@ def read_checkpoint(path: Path) -> ShapesModel:
             raise ValueError(
                 f"{path}: got width {config.width}, expected a multiple of {config.num_heads} heads"
             )
-        with torch.device("meta"):
+        with torch.device("meta"), _Unfilled():
             expected = ShapesModel(config)
         _check_shapes(path, file, expected)
     return _check_finite(path, shapes_model.load(path))
@@ -77,7 +78,7 @@ def read_upscaler(path: Path) -> Upscaler:
         if set(record) != {"width"}:
             raise ValueError(f"{path}: got {sorted(record)}, expected the width of an upscaler")
         _check_sizes(path, record)
-        with torch.device("meta"):
+        with torch.device("meta"), _Unfilled():
             expected = Upscaler(record["width"])
         _check_shapes(path, file, expected)
     return _check_finite(path, shapes_upscaler.load(path))
@@ -110,6 +111,19 @@ def read_lora(path: Path) -> dict[str, Tensor]:
         if not torch.isfinite(value).all() or (found[2] == "alpha" and value.numel() != 1):
             raise ValueError(f"{path}: got {key[:80]!r} with no finite value, expected numbers")
     return tensors
+
+
+class _Unfilled(TorchFunctionMode):
+    """Modules whose tensors have shapes and no values: initialisers do nothing.
+
+    On the device `meta` they would do nothing either, but load torch's tracing, for seconds.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 @contextmanager
