@@ -135,3 +135,8 @@ def test_doctor_names_the_file_that_is_not_as_recorded(run_json, tmp_path, monke
     assert found()["detail"] == (
         f"models/files.json: got digest {md5_of(data)}, expected {expected}"
     )
+    shutil.rmtree(tmp_path / ".dvc")  # as in an image: no checkout says where the remote is
+    assert "the folder is another; remote: got 'seed'" in found()["detail"]
+    data[10] ^= 1
+    path.write_bytes(data)
+    assert found()["ok"]

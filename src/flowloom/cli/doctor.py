@@ -111,16 +111,20 @@ def _data() -> Iterator[Finding]:
 
 def _recorded(folder: Path, fetch: str) -> Finding:
     """Whether the data folder is the one that `data.dvc` beside it records, file by file."""
-    from flowloom.lifecycle import versioning
+    from flowloom.lifecycle import remotes, versioning
 
     path = folder.parent / "data.dvc"
     if not path.is_file():
         return Finding("data.dvc", False, f"no {path}", "run in the checkout of the repository")
     try:
-        pointer = versioning.read_pointer(path)
-        differences = versioning.verify(folder, pointer, near=path)
+        pointer = versioning.read_pointer(path, remotes.SEED)
     except ValueError as error:
         return Finding("data.dvc", False, one_line(error), fetch)
+    try:
+        differences = versioning.verify(folder, pointer, near=path)
+    except ValueError as error:  # nobody tells which
+        detail = f"records {pointer.md5}, the folder is another; {one_line(error)}"
+        return Finding("data.dvc", False, detail, fetch)
     shown = "; ".join(str(item) for item in differences[:MOST_NAMED])
     if len(differences) > MOST_NAMED:
         shown += f"; and {len(differences) - MOST_NAMED} more"
