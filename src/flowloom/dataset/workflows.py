@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from flowloom.dataset.config import PanelConfig, PriorConfig
-from flowloom.workflow import Catalogue, Encoded, Grammar, Workflow, random_workflows
+from flowloom.workflow import Catalogue, Grammar, Workflow, random_workflows
 from flowloom.workflow.mutation import mutate_all
 from flowloom.workflow.vocabulary import grid
 from flowloom.workflow.weights import embedded_weights
@@ -40,13 +40,8 @@ def _with_prior(weights: dict[str, Any], prior: PriorConfig) -> dict[str, Any]:
 
 def draw_workflows(grammar: Grammar, prior: PriorConfig, num: int, seed: int) -> list[Workflow]:
     """Random valid templates."""
-    drawn = draw_codes(grammar, prior, num, seed)
+    drawn = random_workflows(grammar, num, seed, token_weights(prior))
     return [grammar.codec.decode(code.tokens, code.texts, code.seeds) for code in drawn]
-
-
-def draw_codes(grammar: Grammar, prior: PriorConfig, num: int, seed: int) -> list[Encoded]:
-    """Random valid templates as codes."""
-    return random_workflows(grammar, num, seed, token_weights(prior))
 
 
 def draw_wild_workflows(
