@@ -1,5 +1,7 @@
 """The smallest dataset of triplets that has everything: all origins, splits and rounds."""
 
+import dataclasses
+
 from flowloom.dataset.config import (
     BuildPairsConfig,
     BuildTripletsConfig,
@@ -29,6 +31,8 @@ CONFIG = BuildTripletsConfig(
     num_processes=1,
     shard_size=16,
 )
+PLAIN = dataclasses.replace(CONFIG, mode="plain", random_seeds=2, shard_size=8)
+"""A plan of one round."""
 
 
 def build_small_pairs(world):

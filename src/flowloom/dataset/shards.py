@@ -69,8 +69,11 @@ class Round:
         counts = [len(cell.seeds) for cell in cells]
         self._cell_of = np.repeat(np.arange(len(cells)), counts)
         self._first = np.cumsum([0, *counts])
-        keys = [batch_key(cell.workflow) for cell in cells]
-        work = [estimate_work(cell.workflow) for cell in cells]
+        templates = {cell.fingerprint: cell.workflow for cell in cells}
+        key_of = {name: batch_key(workflow) for name, workflow in templates.items()}
+        work_of = {name: estimate_work(workflow) for name, workflow in templates.items()}
+        keys = [key_of[cell.fingerprint] for cell in cells]
+        work = [work_of[cell.fingerprint] for cell in cells]
         parts: list[list[int]] = [[], []]
         for place, c in enumerate(self._cell_of.tolist()):
             parts[not cells[c].steers].append(place)
@@ -188,7 +191,7 @@ class ShardFiles:
         table = pa.table({name: scores[name] for name in schema.names}, schema=schema)
         sink = pa.BufferOutputStream()
         table = table.replace_schema_metadata({_CONTENT: shard.content.encode()})
-        parquet.write_table(table, sink, compression="zstd", store_schema=False)
+        parquet.write_table(table, sink, compression="zstd")
         data = sink.getvalue().to_pybytes()
         path = self.own / f"{shard.name}.{_digest(data)}.parquet"
         # Named by process: a run that was killed may have left a writer that still ends its file.
