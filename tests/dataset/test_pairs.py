@@ -234,6 +234,9 @@ def test_a_persons_prompts_take_the_place_of_drawn_ones(world, tmp_path):
     assert same.prompts.prompts_digest == config.prompts.prompts_digest
     again, _ = build(world, tmp_path / "two", same)
     assert folder_entries(again) == folder_entries(out)
+    few = dataclasses.replace(same, prompts=dataclasses.replace(same.prompts, num_train=3))
+    build(world, tmp_path / "few", few)
+    assert "only the first 3 train prompts" in (tmp_path / "few" / "log.txt").read_text()
     given.write_text("a dog\n")
     changed = dataclasses.replace(config.prompts)
     assert changed.prompts_digest != config.prompts.prompts_digest
@@ -264,6 +267,8 @@ def test_a_persons_workflows_seed_the_pairs(world, tmp_path, catalogue):
     with pytest.raises(ValueError, match=message):
         build(world, tmp_path / "two", broken)
     again, _ = build(world, tmp_path / "three", dataclasses.replace(broken, skip_invalid=True))
+    for folder in ("two", "three"):
+        assert "cannot be used: " in (tmp_path / folder / "log.txt").read_text()
     assert read_table(pair_files(again)[0]) == read_table(pair_files(out)[0])
 
 

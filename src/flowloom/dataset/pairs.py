@@ -28,10 +28,12 @@ from flowloom.dataset import pair_shards
 from flowloom.dataset.card import Card, ContentDigest, describe_files, histogram, sorted_counts
 from flowloom.dataset.config import BuildPairsConfig
 from flowloom.dataset.pair_places import Choice, Places, choose
-from flowloom.dataset.prompts import Prompt
+from flowloom.dataset.prompts import Prompt, count_given
 from flowloom.dataset.splits import PAIR_SPLITS, TRAIN, is_held_out_workflow, pair_split
 from flowloom.dataset.tables import stream_tables, write_arrow
+from flowloom.dataset.user_workflows import read_templates
 from flowloom.dataset.workers import run_tasks
+from flowloom.dataset.workflows import make_grammar
 from flowloom.runs import Run, file_md5, write_json
 from flowloom.workflow import Catalogue, Workflow
 
@@ -88,6 +90,7 @@ def build_pairs(
         _take_part(folder, run.work, identity)
 
     # Draw
+    _say_what_is_given(config, run, facts)
     places = Places.of(config)
     num_shards = pair_shards.num_shards(config)
     missing = pair_shards.draw_shards(config, catalogue, run.work, range(num_shards))
@@ -255,6 +258,23 @@ def _write_shard(
         np.array(columns["num_tokens"], np.int32),
         np.array([int(text[:16], 16) for text in prints], np.uint64),
     )
+
+
+def _say_what_is_given(config: BuildPairsConfig, run: Run, facts: Catalogue) -> None:
+    """Log what a person's files hold, and what of it is not used."""
+    lists = config.prompts
+    if lists.prompts_file is not None:
+        there = count_given(lists)
+        shown = ", ".join(f"{num} {split}" for split, num in there.items())
+        run.log(f"{lists.prompts_file}: {shown} prompts, by meaning")
+        if there["train"] > lists.num_train:
+            run.log(f"only the first {lists.num_train} train prompts are used: prompts.num_train")
+    if config.workflows_file is not None:
+        grammar = make_grammar(facts, config.prior.budget)
+        flows, problems = read_templates(config.workflows_file, grammar)
+        run.log(f"{config.workflows_file}: {len(flows)} different workflows that can be used")
+        for problem in problems:
+            run.log(f"cannot be used: {problem}")
 
 
 def _card(

@@ -34,6 +34,7 @@ FEW_OBJECTS = 3
 OTHER_KIND = "other"
 """Kind of a person's prompt that says none and is outside the shapes language."""
 Concept = tuple[str, str, str, str]
+MAX_GIVEN = 10_000_000
 _ARTICLES = frozenset({"a", "an", "the"})
 _MAX_TRIES = 4000
 
@@ -107,6 +108,11 @@ def list_prompts(lists: PromptsConfig, split: str, num: int | None = None) -> li
         return as_prompts(draw_prompts(split, wanted, lists.kinds, lists.seed))
     given = [_as_given(prompt) for prompt in read_prompts(lists.prompts_file)]
     return [prompt for prompt in given if prompt.split == split][:wanted]
+
+
+def count_given(lists: PromptsConfig) -> dict[str, int]:
+    """How many prompts of the configuration's file are in each split, whatever number is taken."""
+    return {split: len(list_prompts(lists, split, MAX_GIVEN)) for split in SPLITS}
 
 
 def as_prompts(specs: Sequence[PromptSpec]) -> list[Prompt]:
