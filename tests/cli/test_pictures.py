@@ -7,8 +7,6 @@ import pytest
 
 from flowloom.cli.pictures import picture_names
 from flowloom.render import png
-from flowloom.shapes import drawing
-from flowloom.shapes.prompts import parse
 from tests.render.tiny import flow, write_world
 
 
@@ -57,33 +55,6 @@ def test_a_template_needs_a_prompt(run_json, run, world, tmp_path):
     status, out, _ = run("render", path, *options, "--prompt", "a star")
     assert status == 0
     assert out == f"{path}: {tmp_path / 'out' / 'template.png'}\n"
-
-
-def test_score_gives_the_breakdown(run_json, run, tmp_path):
-    image = drawing.render(parse("three red circles"), np.random.default_rng(0))
-    png.write(tmp_path / "drawn.png", image)
-    status, answer = run_json("score", tmp_path, "--prompt", "three red circles")
-    assert status == 0
-    (row,) = answer["results"]
-    assert set(row) == {"path", "score", "breakdown"}
-    assert set(row["breakdown"]) == {"faithfulness", "crispness"}
-    assert row["score"] > 0.9
-    assert run_json("score", tmp_path, "--prompt", "two blue stars")[1]["results"][0]["score"] < 0.2
-    status, out, _ = run("score", tmp_path / "drawn.png", "--prompt", "three red circles")
-    assert status == 0
-    assert "crispness" in out
-
-
-@pytest.mark.parametrize(
-    ("prompt", "rubric", "says"),
-    [("three red lions", "shapes", "lions"), ("a star", "taste", "taste")],
-)
-def test_what_cannot_be_scored_is_one_line(run, tmp_path, prompt, rubric, says):
-    png.write(tmp_path / "x.png", np.zeros((3, 32, 32), np.float32))
-    status, _, err = run("score", tmp_path / "x.png", "--prompt", prompt, "--rubric", rubric)
-    assert status == 2
-    assert says in err
-    assert len(err.splitlines()) == 1
 
 
 def test_picture_names_are_distinct():

@@ -256,7 +256,7 @@ def _add_pictures(commands) -> None:
     )
     _json(render)
 
-    score = _command(commands, "score", "pictures:score", "Score pictures against a prompt")
+    score = _command(commands, "score", "score:score", "Score pictures against a prompt")
     score.add_argument("images", nargs="+", metavar="IMAGE", help="a picture, or a folder of them")
     score.add_argument("--prompt", metavar="TEXT", required=True, help="what was asked for")
     score.add_argument(

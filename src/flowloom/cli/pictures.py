@@ -1,4 +1,4 @@
-"""`render` and `score`: workflows to pictures, pictures to scores."""
+"""`render`: workflows to pictures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flowloom.cli import NO, OK, USAGE, one_line
-from flowloom.cli.output import print_json, print_table, progress
+from flowloom.cli.output import print_json, progress
 from flowloom.cli.sources import Inputs, Source, report_unreadable
 from flowloom.workflow import Catalogue, Workflow
 
@@ -73,41 +73,6 @@ def _render_each(engine: Any, jobs: Sequence[Any]) -> list[Any]:
     return _render_each(engine, jobs[:middle]) + _render_each(engine, jobs[middle:])
 
 
-def score(parsed: Namespace) -> int:
-    """Score pictures against one prompt."""
-    files: list[Path] = []
-    for text in parsed.images:
-        path = Path(text)
-        if not path.exists():
-            raise ValueError(f"{path}: no such file or folder")
-        files += sorted(path.rglob("*.png")) if path.is_dir() else [path]
-    if not files:
-        raise ValueError(f"{parsed.images[0]}: got a folder without .png files")
-
-    from flowloom.render import png
-    from flowloom.score.rubric import score_images
-
-    images = [_picture(png, path) for path in files]
-    rows = score_images(parsed.rubric, [parsed.prompt] * len(files), images)
-    results = []
-    for path, row in zip(files, rows, strict=True):
-        # What a picture cost cannot be read off it.
-        breakdown = {key: row[key] for key in row if key not in ("score", "flops")}
-        results.append({"path": str(path), "score": row["score"], "breakdown": breakdown})
-    if parsed.json:
-        print_json({"results": results})
-    else:
-        terms = list(results[0]["breakdown"])
-        cells = [
-            [r["path"], f"{r['score']:.3f}", *(f"{r['breakdown'][t]:.3f}" for t in terms)]
-            for r in results
-        ]
-        print_table(
-            f"{parsed.prompt!r}, rubric {parsed.rubric}", ["picture", "score", *terms], cells
-        )
-    return OK
-
-
 def picture_names(paths: list[str]) -> list[str]:
     """A distinct file name (without suffix) for the picture of each path or `FILE:LINE`."""
     names: list[str] = []
@@ -153,10 +118,3 @@ def _filled(filled: list[Workflow | str], index: int) -> Workflow:
     workflow = filled[index]
     assert isinstance(workflow, Workflow)
     return workflow
-
-
-def _picture(png: Any, path: Path) -> Any:
-    try:
-        return png.read(path)[0]
-    except ValueError as error:
-        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
-_NAMES = ("Rubric", "Term", "score_images", "shapes_rubric")
+_HOMES = {
+    "Rubric": "rubric",
+    "Standard": "standard",
+    "Term": "rubric",
+    "get_rubric": "rubric",
+    "score_images": "rubric",
+    "shapes_rubric": "rubric",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _NAMES:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from flowloom.score import rubric
-
-    return getattr(rubric, name)
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
