@@ -3,11 +3,12 @@ from __future__ import annotations
 import pytest
 
 from flowloom.workflow import Catalogue, Grammar, Vocabulary
+from tests.workflow.flows import world_catalogue
 
 
 @pytest.fixture(scope="session")
 def embedded() -> Catalogue:
-    return Catalogue.load("embedded")
+    return world_catalogue()
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from flowloom.workflow import Catalogue, Grammar, Workflow
+from flowloom.workflow import Catalogue, Grammar, ModelFile, Workflow
+
+# Classes of the embedded catalogue that draw with KSampler alone.
+SMALL = (
+    "CheckpointLoaderSimple", "LoraLoader", "CLIPTextEncode", "ConditioningZeroOut",
+    "EmptyLatentImage", "KSampler", "LatentUpscaleBy", "VAEDecode", "ImageScaleBy",
+    "ImageSharpen", "ImageBlur", "SaveImage",
+)  # fmt: skip
+
+FILES = {
+    "checkpoints": ("base", "circle-star", "square-triangle", "warm", "cool", "counting", "pairs"),
+    "loras": ("two-objects", "binding"),
+    "upscale_models": ("x2",),
+}
 
 # The plain text-to-image flow in the form ComfyUI saves it, every value on the embedded grids.
 PLAIN: dict[str, Any] = {
@@ -117,6 +131,16 @@ def _file(folder: str, name: str, family: str) -> dict[str, str]:
     return {"folder": folder, "name": name, "sha256": sha256, "family": family}
 
 
+def world_catalogue() -> Catalogue:
+    """The embedded node facts with files of a fixed list, which training does not change."""
+    files = [
+        ModelFile(**_file(folder, f"shapes-{name}.safetensors", "shapes"))
+        for folder, names in FILES.items()
+        for name in sorted(names)
+    ]
+    return replace(Catalogue.load("embedded"), files=tuple(files))
+
+
 def split_catalogue() -> Catalogue:
     """Two families: one in a single checkpoint, the other as three files, where LoRAs exist too.
 
@@ -126,7 +150,7 @@ def split_catalogue() -> Catalogue:
     nodes = {
         name: node
         for name, node in data["nodes"].items()
-        if name not in ("ImageBlur", "ConditioningZeroOut", "LatentUpscaleBy")
+        if name in SMALL and name not in ("ImageBlur", "ConditioningZeroOut", "LatentUpscaleBy")
     }
     nodes["UNETLoader"] = {
         "inputs": [

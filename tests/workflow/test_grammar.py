@@ -20,12 +20,13 @@ from flowloom.workflow import (
     Workflow,
     decode,
     encode,
+    is_valid,
     validate,
 )
 from flowloom.workflow import vocabulary as voc
-from tests.workflow.flows import every_code, plain, split_catalogue, two_pass
+from tests.workflow.flows import SMALL, every_code, plain, split_catalogue, two_pass
 
-CHEAPEST = 10  # decode of an empty latent: 4 classes, 3 sizes, 1 file, prefix, <eos>
+CHEAPEST = 9  # preview of an empty latent: 4 classes, 3 sizes, 1 file, <eos>
 
 
 def uniform(grammar, count, seed):
@@ -53,7 +54,8 @@ def test_any_budget_ends_valid(embedded, vocabulary, budget):
     grammar = Grammar(embedded, vocabulary, budget)
     for tokens in set(map(tuple, uniform(grammar, 512, budget))):
         workflow = decode(tokens, grammar)
-        assert validate(workflow, embedded) == []
+        # Near the budget good taste in sampling passes gives way.
+        assert {p.type for p in validate(workflow, embedded)} <= {"wasted_pass"}
         assert encode(workflow, grammar).tokens == list(tokens)
 
 
@@ -95,6 +97,7 @@ def tiny(**caps):
     catalogue = dataclasses.replace(base, files=base.files_in("checkpoints")[:1])
     require = {
         "steps": 8, "cfg": 2.5, "sampler_name": "euler", "scheduler": "karras", "denoise": 1.0,
+        "width": 32, "height": 32,
     }  # fmt: skip
     return Grammar(catalogue, budget=100, classes=names, require=require, caps=caps)
 
@@ -144,7 +147,8 @@ def test_two_samplers_are_generated_exactly():
     assert len(set(map(tuple, found))) == len(found)
 
 
-def test_caps(grammar):
+def test_caps(embedded, vocabulary):
+    grammar = Grammar(embedded, vocabulary, classes=SMALL)
     limits = {"CheckpointLoaderSimple": 2, "LoraLoader": 2, "KSampler": 2, "LatentUpscaleBy": 1}
     most = dict.fromkeys([*limits, "pixel"], 0)
     for tokens in uniform(grammar, 1500, 3):
@@ -231,8 +235,9 @@ def test_forced_is_the_only_legal_token(grammar):
     assert forced > 10
 
 
-def test_a_forced_run_ends_at_the_next_choice(grammar):
+def test_a_forced_run_ends_at_the_next_choice(embedded, vocabulary):
     """The code begins with the only output node; rows of different runs are padded by -1."""
+    grammar = Grammar(embedded, vocabulary, classes=SMALL)
     state, rng, longest = grammar.start(32), np.random.default_rng(5), 0
     assert state.forced_run().tolist() == [[state.forced()[0]]] * 32
     while not state.done.all():
@@ -314,19 +319,20 @@ def test_a_restriction_only_narrows(grammar, embedded, vocabulary):
     assert grammar.accept_all(drawn).all()
     for tokens in drawn:
         for node in decode(tokens, narrow).nodes.values():
-            assert node.class_type not in ("ImageBlur", "LoraLoader")
+            assert node.class_type != "ImageBlur"
+            assert node.inputs.get("lora_name") != "shapes-two-objects.safetensors"
             assert node.inputs.get("steps", 8) == 8
             assert node.inputs.get("ckpt_name", "shapes-warm.safetensors") == (
                 "shapes-warm.safetensors"
             )
             assert node.inputs.get("cfg") != 7.0
-            assert node.inputs.get("sampler_name", "euler") == "euler"
+            assert node.inputs.get("sampler_name", "euler") != "heun"
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"budget": 9}, "got budget 9, expected at least 10 tokens"),
+        ({"budget": 8}, "got budget 8, expected at least 9 tokens"),
         ({"require": {"steps": 7}}, "require steps=7: no such input, or"),
         ({"require": ["stepz=8"]}, "require stepz=8"),
         ({"forbid": ["Nothing"]}, "forbid: got 'Nothing', expected input=value or"),
@@ -367,8 +373,9 @@ def test_several_outputs_on_request(embedded, vocabulary):
     counts = set()
     for tokens in uniform(grammar, 256, 2):
         workflow: Workflow = decode(tokens, grammar)
-        assert validate(workflow, embedded) == []
-        counts.add(sum(n.class_type == "SaveImage" for n in workflow.nodes.values()))
+        assert is_valid(workflow, embedded)
+        outputs = [n for n in workflow.nodes.values() if n.class_type in embedded.output_classes]
+        counts.add(len(outputs))
     assert counts == {1, 2}
 
 

@@ -14,7 +14,7 @@ import pytest
 from flowloom.workflow import Encoded, Grammar, decode, encode, random_workflows, validate
 from flowloom.workflow.weighing import Weigher
 from flowloom.workflow.weights import embedded_weights
-from tests.workflow.flows import split_catalogue
+from tests.workflow.flows import SMALL, split_catalogue
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def test_all_are_valid_and_come_back(drawn, grammar, embedded):
     assert len(unique) > 1500
     for code in unique.values():
         workflow = decode(code.tokens, grammar, code.texts, code.seeds)
-        assert validate(workflow, embedded) == []
+        assert {p.type for p in validate(workflow, embedded)} <= {"wasted_pass"}
         again = encode(workflow, grammar)
         assert again == code
     assert grammar.accept_all(list(unique)).all()
@@ -37,12 +37,14 @@ def test_they_are_sane(drawn, grammar):
     lengths = np.array([len(code.tokens) for code in drawn])
     assert 18 <= np.median(lengths) <= 30
     assert lengths.max() <= grammar.budget
-    uses, second, texts = Counter(), 0, Counter()
+    uses, second, texts, varied = Counter(), 0, Counter(), 0
     for code in drawn:
         nodes = decode(code.tokens, grammar).nodes
         classes = Counter(node.class_type for node in nodes.values())
         uses.update(classes.keys())
         second += classes["KSampler"] == 2
+        samplers = {node.inputs.get("sampler_name", "euler") for node in nodes.values()}
+        varied += not (classes.keys() <= set(SMALL) and samplers <= {"euler", "heun"})
         for node in nodes.values():
             if node.class_type != "KSampler":
                 continue
@@ -53,12 +55,14 @@ def test_they_are_sane(drawn, grammar):
                 texts["full noise"] += node.inputs["denoise"] == 1.0
                 texts["first pass"] += 1
     share = {name: count / len(drawn) for name, count in uses.items()}
-    assert share["KSampler"] > 0.999
+    assert share["KSampler"] > 0.95
+    assert share["SaveImage"] > 0.999
+    assert 0.15 < varied / len(drawn) < 0.3
     assert 0.2 < share["LoraLoader"] < 0.35
     assert share["ImageSharpen"] < 0.12
     assert 0.04 < second / len(drawn) < 0.12
     assert texts["{prompt}"] > 0.99 * (texts["{prompt}"] + texts["{negative}"])
-    assert texts["full noise"] > 0.95 * texts["first pass"]
+    assert texts["full noise"] > 0.99 * texts["first pass"]
 
 
 def test_a_function_of_the_seed(grammar, drawn):
@@ -84,7 +88,11 @@ def test_weights_shift_the_share(grammar):
     }
     codes = random_workflows(grammar, 5120, 1, weights)
     first = Counter(
-        next(grammar.vocabulary.tokens[t].value for t in c.tokens if t in grammar.file_ids)
+        next(
+            token.value
+            for token in map(grammar.vocabulary.tokens.__getitem__, c.tokens)
+            if token.kind == "checkpoints"
+        )
         for c in codes
     )
     assert set(first) == set(names[:3])

@@ -144,7 +144,7 @@ def test_no_outputs(embedded):
     assert ("prompt_no_outputs", "", "") in found(validate(api, embedded))
     (problem,) = validate({}, embedded)
     assert found([problem]) == [("prompt_no_outputs", "", "")]
-    assert problem.suggestion == "add SaveImage"
+    assert problem.suggestion == "add SaveImage or PreviewImage"
 
 
 def test_cycles(embedded):

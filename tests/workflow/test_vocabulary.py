@@ -38,12 +38,16 @@ def test_grids(vocabulary):
         if token.group == "value":
             values.setdefault(token.kind, []).append(token.value)
     assert values["steps"] == [4, 6, 8, 12, 16, 20]
-    assert values["cfg"] == [1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0]
-    assert values["denoise"] == [0.3, 0.4, 0.5, 0.6, 0.8, 1.0]
-    assert values["px"] == [32]
+    assert values["cfg"] == [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0]
+    assert values["denoise"] == [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0]
+    assert values["px"] == [32, 48, 64]
     assert values["scale"] == [0.5, 1.5, 2.0]
-    assert values["strength"] == [0.25, 0.5, 0.75, 1.0, 1.25]
-    assert values["sampler"] == ["euler", "heun"]
+    assert values["strength"] == [0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0, 1.1, 1.25]
+    assert values["sampler"] == ["euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_2m_sde"]
+    assert values["shift"] == [0.75, 1.25, 1.5, 2.0, 2.5, 3.0]
+    # A flow model's noise goes from 1 down to about .05.
+    assert max(values["sigma_max"]) == 1.0
+    assert min(values["sigma_max"]) > max(values["sigma_min"])
     assert {type(v) for v in values["steps"]} == {int}
     assert {type(v) for v in values["cfg"]} == {float}
 

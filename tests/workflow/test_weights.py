@@ -265,9 +265,11 @@ def test_estimated_weights_draw_more_like_the_examples(drawn, installed):
 def test_estimated_weights_follow_values_and_smooth(grammar):
     weights = estimate_weights([two_pass()] * 8, grammar, smoothing=1.0)
     steps = weights["fields"]["KSampler.steps"]
-    # Each of eight examples has 6 and 8 steps once; six values share one example more.
-    assert steps["steps=6"] == steps["steps=8"] == pytest.approx(8 + 1 / 6, abs=1e-5)
-    assert steps["steps=20"] == pytest.approx(1 / 6, abs=1e-5)
+    # Each of eight examples has 6 and 8 steps once; the shipped shares are one example more.
+    shipped = weights_for(grammar)["fields"]["steps"]
+    of_one = 1 / sum(shipped.values())
+    assert steps["steps=6"] == steps["steps=8"] == pytest.approx(8 + 3 * of_one, abs=1e-5)
+    assert steps["steps=20"] == pytest.approx(shipped["20"] * of_one, abs=1e-5)
     codes = random_workflows(grammar, 512, 0, weights)
     used = Counter(s for c in codes for s in values(decode(c.tokens, grammar), "steps"))
     assert used[6] + used[8] > 0.9 * sum(used.values())

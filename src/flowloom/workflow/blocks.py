@@ -89,20 +89,18 @@ def _place_block(
 ) -> tuple[str, Edge] | None:
     """A class and the link to put it on, which is the main line of the class.
 
+    Types of links are as likely as each other: there are more conditionings than models.
+
     The main line is its first output and what that stands for: a LoRA goes on a MODEL link, and
     its CLIP is rerouted afterwards.
     """
-    if holes.weigher is not None:
-        edge = pick([e for e in _edges(workflow, holes) if holes.blocks_for(e[1])], rng)
-        chosen = edge and holes.draw_block(edge[1], holes.blocks_for(edge[1]), context, rng)
-        return (chosen, edge) if edge and chosen else None
-    class_type = pick(holes.blocks, rng)
-    if class_type is None:
-        return None
-    name, _ = holes.through(class_type)[0]
-    kind = next(h.spec.type for h in holes.of(Node(class_type, {})) if h.spec.name == name)
-    edge = pick([e for e in _edges(workflow, holes) if e[1].spec.type == kind], rng)
-    return (class_type, edge) if edge else None
+    edges: dict[str, list[Edge]] = {}
+    for edge in _edges(workflow, holes):
+        if holes.blocks_for(edge[1]):
+            edges.setdefault(edge[1].spec.type, []).append(edge)
+    edge = pick(pick(list(edges.values()), rng) or [], rng)
+    chosen = edge and holes.draw_block(edge[1], holes.blocks_for(edge[1]), context, rng)
+    return (chosen, edge) if edge and chosen else None
 
 
 def _edges(workflow: Workflow, holes: Holes) -> list[Edge]:
@@ -124,8 +122,6 @@ def _add_sources(
     rng: np.random.Generator,
 ) -> bool:
     """Give links that nothing near could give a new loader each; False where there is none."""
-    if holes.weigher is None:
-        return False
     empty = [name for name, value in inputs.items() if value is None]
     for name, wanted in zip(empty, lacking, strict=True):
         class_type = pick(holes.sources(wanted), rng)

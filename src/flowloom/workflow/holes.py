@@ -1,7 +1,7 @@
 """The inputs of a node as `mutation` edits them: what fills each, and what else might.
 
-Literals are drawn uniformly in the embedded world, and elsewhere by the weights of random workflows
-under the recipe of the workflow's own model files, flattened, so that edits stay sensible.
+Literals are drawn by the weights of random workflows under the recipe of the workflow's own model
+files, flattened, so that edits stay sensible.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from flowloom.workflow.graph import NEGATIVE, PROMPT, Link, Node, Workflow
 from flowloom.workflow.inputs import InputSpec, NodeSpec, active_inputs
 from flowloom.workflow.steps import FILE, LINK, SEED, TEXT, VALUE, types_match
 from flowloom.workflow.weighing import Weigher
-from flowloom.workflow.weights import embedded_weights, support, weights_for
+from flowloom.workflow.weights import support
 
 _FLATTEN = 0.5  # power that weights are raised to
 _RARE = 1e-3  # of the usual weight: what is below it is never put anywhere
@@ -74,8 +74,8 @@ class Holes:
         self.class_names = grammar.class_names
         outputs = grammar.catalogue.output_classes
         self.blocks = [c for c in self.class_names if self.through(c) and c not in outputs]
-        embedded = weights_for(grammar) is embedded_weights()
-        self.weigher = None if embedded else Weigher(grammar)
+        self.weigher = Weigher(grammar)
+        self._has_recipes = bool((self.weigher.table.recipe_of >= 0).any())
 
     def of(self, node: Node) -> tuple[Hole, ...]:
         """What a node has, in schema order; values decide where the class is dynamic."""
@@ -134,8 +134,8 @@ class Holes:
     def context(self, workflow: Workflow) -> Context:
         """Recipe and family by the model files of a workflow; the last one tells."""
         recipe, family = 0, ""
-        if self.weigher is None:
-            return Context(0, "")
+        if not self._has_recipes:
+            return Context(recipe, family)
         for node in workflow.nodes.values():
             for hole in self.of(node):
                 if hole.how != FILE:
@@ -152,11 +152,10 @@ class Holes:
 
     def is_model(self, hole: Hole) -> bool:
         """Whether the hole takes the file of a model that recipes go by."""
-        return self.weigher is not None and bool(self.weigher.model_file[hole.field])
+        return bool(self.weigher.model_file[hole.field])
 
     def is_odd(self, hole: Hole, token: int, context: Context) -> bool:
         """Whether a file, value or class hardly goes with the model files of a context."""
-        assert self.weigher is not None
         table, family = self.weigher.table, self.vocabulary.tokens[token].family
         if hole.how == FILE and family not in ("", context.family):
             return True
@@ -211,9 +210,6 @@ class Holes:
 
         `flatten` is a power of the weights; what is far less likely than usual is never drawn.
         """
-        if self.weigher is None:
-            chosen = pick(tokens, rng)
-            return None if chosen is None else self.vocabulary.tokens[chosen].value
         weights = self._weights(hole, tokens, context)
         if hole.how == FILE and context.family:
             families = [self.vocabulary.tokens[k].family for k in tokens]
@@ -225,7 +221,6 @@ class Holes:
         self, hole: Hole, classes: list[str], context: Context, rng: np.random.Generator
     ) -> str | None:
         """One of some classes to stand before a link input, by the weights."""
-        assert self.weigher is not None
         tokens = [self.vocabulary.class_ids[c] for c in classes]
         fits = [self.weigher.affinity_of(k, context.family) for k in tokens]
         weights = self._weights(hole, tokens, context, fits)
@@ -240,7 +235,6 @@ class Holes:
         fits: Sequence[float] | float = 1.0,
     ) -> np.ndarray:
         """Weights [N], zero where rare."""
-        assert self.weigher is not None
         table = self.weigher.table
         weights = table.weights_of(hole.field, tokens, context.recipe) * np.asarray(fits)
         usual = table.most_of(hole.field, context.recipe)

@@ -1,8 +1,8 @@
 """Taste in sampling passes: what a server would run though the picture is lost.
 
 A pass of `KSamplerAdvanced` without noise of its own goes on where another one has stopped, so the
-two agree on their steps; a schedule that does not begin in pure noise needs a picture to begin with;
-a range of steps or of percent is not empty. `soundness.pass_problems` warns of the same.
+two agree on their steps; a schedule that begins below pure noise needs a picture to begin with; a
+range of steps or of percent is not empty. `wasted.pass_problems` warns of the same.
 
 Like all taste it gives way where nothing else is left. What a node has said so far is remembered
 while it is open; a schedule or latent tells its reader in which *phase* it is.
@@ -129,7 +129,9 @@ class Passes:
         phase = np.where(self.is_empty[classes], EMPTY, PLAIN)
         phase = np.where(self.is_advanced[classes] & leaves, NOISY, phase)
         phase = np.where(self.is_schedule[classes] & partial, PARTIAL, phase)
-        phase = np.where(self.is_split[classes], EITHER, phase)
+        whole = self.is_split[classes] & (said[:, _PHASE] != PARTIAL)
+        phase = np.where(self.is_split[classes], PARTIAL, phase)
+        phase = np.where(whole, EITHER, phase)
         number = np.where(self.is_split[classes], said[:, _NUMBER], said[:, _STEPS])
         told[some, 0] = phase
         told[some, 1] = np.where(self.is_advanced[classes], said[:, _END], number)
@@ -224,7 +226,7 @@ class Passes:
         """Whether an advanced pass [n] is to leave its noise to the one that holds it."""
         above = np.maximum(top - 1, 0)
         held = state.open_at[rows, above] == self.watched[ADVANCED, "latent_image"]
-        return (top > 0) & held & (state.said[rows, above, _QUIET] == 1)
+        return held & (top > 0) & (state.said[rows, above, _QUIET] == 1)
 
     def _has_room(self, room: np.ndarray) -> np.ndarray:
         """Whether another advanced pass [n] fits below, everything else being written cheaply."""
@@ -233,7 +235,7 @@ class Passes:
         need = costs.need[t.type[at]]
         c = t.class_names.index(ADVANCED)
         more = np.where(need[:, c] < NEVER, need[:, c] - need.min(1), NEVER)
-        return (room >= more).any(1)
+        return np.any(room >= more, axis=1)
 
     def _latents(
         self, class_type: str, state: State, rows: np.ndarray, said: np.ndarray
@@ -246,6 +248,9 @@ class Passes:
             quiet = np.flatnonzero(said[:, _QUIET] == 1)
             keep[quiet] = False
             keep[quiet, columns[t.class_names.index(ADVANCED)]] = True
+            first = np.flatnonzero(self._goes_on(state, rows, state.depth[rows] - 1))
+            keep[first] = False
+            keep[np.ix_(first, columns[self.is_empty[:-1]])] = True
             return keep
         partial = np.flatnonzero(said[:, _PHASE] == PARTIAL)
         keep[np.ix_(partial, columns[self.is_empty[:-1]])] = False
