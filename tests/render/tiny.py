@@ -14,15 +14,16 @@ LORA = "l.safetensors"
 UPSCALER = "u.safetensors"
 
 
-def tiny_model(seed: int, contrast: float = 1.0) -> ShapesModel:
+def tiny_model(seed: int, contrast: float = 1.0, width: int = 16) -> ShapesModel:
     """A model whose output depends on everything: picture, time, place and words.
 
     Args:
         seed: Of its parameters.
         contrast: Factor of its output; below 0.3 pictures are seldom clamped.
+        width: Channels.
     """
     torch.manual_seed(seed)
-    model = ShapesModel(ShapesConfig(width=16, depth=2, text_depth=1, num_heads=2))
+    model = ShapesModel(ShapesConfig(width=width, depth=2, text_depth=1, num_heads=2))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.25)
     for parameter in model.patch_out.parameters():
@@ -30,13 +31,13 @@ def tiny_model(seed: int, contrast: float = 1.0) -> ShapesModel:
     return model.eval().requires_grad_(False)
 
 
-def write_world(folder: Path, contrast: float = 1.0) -> Path:
+def write_world(folder: Path, contrast: float = 1.0, width: int = 16) -> Path:
     """Write two checkpoints, a LoRA, an upscaler and their catalogue, as a stage does."""
     from safetensors.torch import save_file
 
     models, files = folder / "models", []
     for seed, name in enumerate(CHECKPOINTS):
-        save(models / "checkpoints" / name, tiny_model(seed, contrast))
+        save(models / "checkpoints" / name, tiny_model(seed, contrast, width))
         files.append(
             file_record(
                 models / "checkpoints" / name, "checkpoints", family="shapes", role="checkpoint"
@@ -44,7 +45,7 @@ def write_world(folder: Path, contrast: float = 1.0) -> Path:
         )
     torch.manual_seed(7)
     paths = ["blocks.0.to_q", "blocks.1.mlp.up", "text.blocks.0.to_v"]
-    modules = dict(tiny_model(0).named_modules())
+    modules = dict(tiny_model(0, width=width).named_modules())
     tensors = {}
     for path in paths:
         rows, columns = modules[path].weight.shape

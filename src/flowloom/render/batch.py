@@ -48,8 +48,10 @@ class SamplerTask:
 
     @property
     def group(self) -> tuple:
-        """Tasks with equal groups may share a batch."""
-        return (self.guider.model.weights, tuple(self.latent_CHW.shape), self.sampler)
+        """Tasks with equal groups may share a batch: they have one model and equal lengths."""
+        guider = self.guider
+        slots = max(text.num_slots for texts in guider.conditionings for text in texts)
+        return (guider.model.weights, tuple(self.latent_CHW.shape), self.sampler, slots)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

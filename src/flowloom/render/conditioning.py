@@ -145,8 +145,11 @@ def set_range(texts: Texts, start: float, end: float) -> Texts:
 
 
 def stack(texts: Sequence[Text]) -> Conditioning:
-    """One batch of E texts, padded to the longest and masked."""
-    length = max(len(text.tokens_nD) for text in texts)
+    """One batch of E texts, padded to the most slots of any and masked.
+
+    The length does not depend on the words, and sums of attention round alike at equal lengths.
+    """
+    length = max(text.num_slots for text in texts)
     lengths_E = torch.tensor([len(text.tokens_nD) for text in texts])
     return Conditioning(
         torch.stack([_lengthen(text.tokens_nD, length) for text in texts]),

@@ -3,8 +3,10 @@
 All jobs of a call are one plan in which every different node is computed once
 (`flowloom.render.plan`). Texts of one encoder are encoded in one batch. Sampler runs that wait are
 grouped by model, picture size and sampler, and run in batches of up to `batch_size` rows, which may
-differ in steps, schedule, guidance and texts. So pictures depend on the list of jobs only through
-float rounding, and not at all where the list is equal.
+differ in steps, schedule, guidance and texts. What a row becomes is the same to the bit in any
+batch where the network has whole vectors of channels (multiples of 32, as the shipped models have)
+on the CPUs that were looked at; elsewhere pictures depend on the list of jobs through rounding, and
+not at all where the list is equal.
 
 What the nodes do is in `flowloom.render.nodes` and `flowloom.render.sampler_nodes`.
 """

@@ -157,7 +157,7 @@ def sample(
         if sampler in NOISY_SAMPLERS and step.inner is not None:
             assert step_noise is not None, f"{sampler} needs step_noise"
             fresh = torch.stack([step_noise(row, index) for row in step.inner_rows.tolist()])
-            x_next[step.inner] += step.fresh[step.inner] * fresh
+            x_next[step.inner] = x_next[step.inner].addcmul(step.fresh[step.inner], fresh)
         if sampler == "heun" and step.inner is not None:
             x_next[step.inner] += _heun_correction(denoise, step, x, x0, x_next)
         x, before = x_next, x0

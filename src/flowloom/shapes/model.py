@@ -25,6 +25,9 @@ from flowloom.shapes import prompts
 
 T_FLOOR = 0.05
 FORMAT = "flowloom-shapes-1"
+# Products of a matrix with few vectors take another path on CPUs and round differently. With more,
+# what the network says of a row is the same to the bit in any batch.
+_MIN_ROWS = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -208,9 +211,9 @@ class ImageBlock(nn.Module):
             text_k: Keys of the text tokens, `[B, L, D]`.
             text_v: Their values.
             bias: Hides padding.
-            signal_BD: Time and pooled text.
+            signal_BD: Time and pooled text; rows beyond those of `x_BND` say nothing.
         """
-        parts = self.modulation(signal_BD)[:, None].chunk(6, dim=-1)
+        parts = self.modulation(signal_BD)[: len(x_BND), None].chunk(6, dim=-1)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = parts
         h = torch.addcmul(shift_a, _norm(x_BND), 1 + scale_a)
         k_BMD = torch.cat([self.to_k(h), text_k], 1)
@@ -277,12 +280,13 @@ class ShapesModel(nn.Module):
         x_BND = self.patch_in(x.reshape(B, (H // p) * (W // p), C * p * p))
         rows = _stretch(self.rows, H // p)
         x_BND = x_BND + (rows[:, None] + _stretch(self.columns, W // p)[None]).flatten(0, 1)
-        signal_BD = F.silu(self.time(_time_features(t_B)) + texts.pooled_BD)
+        t_B, pooled_BD = (_at_least(rows, _MIN_ROWS) for rows in (t_B, texts.pooled_BD))
+        signal_BD = F.silu(self.time(_time_features(t_B)) + pooled_BD)
         seen = texts.mask_BL.new_ones(B, x_BND.shape[1])
         bias = _key_bias(torch.cat([seen, texts.mask_BL], 1), x_BND.dtype)
         for block, text_k, text_v in zip(self.blocks, texts.keys, texts.values, strict=True):
             x_BND = block(x_BND, text_k, text_v, bias, signal_BD)
-        shift, scale = self.final_modulation(signal_BD)[:, None].chunk(2, dim=-1)
+        shift, scale = self.final_modulation(signal_BD)[:B, None].chunk(2, dim=-1)
         out = self.patch_out(torch.addcmul(shift, _norm(x_BND), 1 + scale))
         out = out.reshape(B, H // p, W // p, C, p, p).permute(0, 3, 1, 4, 2, 5)
         return out.reshape(B, C, H, W)
@@ -291,6 +295,12 @@ class ShapesModel(nn.Module):
         """v = (x - x0) / max(t, T_FLOOR), the derivative of x_t along t."""
         x0_BCHW = self(x_BCHW, t_B, cond)
         return (x_BCHW - x0_BCHW) / t_B.clamp(min=T_FLOOR)[:, None, None, None]
+
+
+def _at_least(x: Tensor, num_rows: int) -> Tensor:
+    """At least so many rows, the last one repeated."""
+    missing = num_rows - len(x)
+    return x if missing <= 0 else torch.cat([x, x[-1:].expand(missing, *x.shape[1:])])
 
 
 def pad_tokens(token_ids: Sequence[Sequence[int]] | Tensor, length: int, device=None) -> Tensor:
