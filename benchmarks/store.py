@@ -94,9 +94,14 @@ def make_folder(folder: Path, num_files: int, file_bytes: int, seed: int) -> Pat
 
 def seconds(function: Callable[[], object]) -> float:
     """Wall-clock seconds of a call."""
-    began = time.perf_counter()
+    return timed(function)[0]
+
+
+def timed(function: Callable[[], object]) -> tuple[float, float]:
+    """Wall-clock seconds of a call, and CPU seconds of this process: other load matters less."""
+    began, began_cpu = time.perf_counter(), time.process_time()
     function()
-    return time.perf_counter() - began
+    return time.perf_counter() - began, time.process_time() - began_cpu
 
 
 def speed(work: Path, repeats: int) -> dict[str, float]:
@@ -104,14 +109,18 @@ def speed(work: Path, repeats: int) -> dict[str, float]:
     rows: dict[str, float] = {}
     for name, place in (("local", str(work / "store")), ("s3", f"s3://{BUCKET}/store")):
         os.environ["FLOWLOOM_STORE"] = place
-        times: dict[str, list[float]] = {"publish": [], "publish_again": [], "fetch": []}
+        times: dict[str, list[tuple[float, float]]] = {
+            "publish": [],
+            "publish_again": [],
+            "fetch": [],
+        }
         for k in range(repeats):
             folder = make_folder(work / f"{name}-{k}", NUM_FILES, FILE_BYTES, 100 + k)
-            times["publish"].append(seconds(lambda f=folder: versioning.publish(f)))
-            times["publish_again"].append(seconds(lambda f=folder: versioning.publish(f)))
+            times["publish"].append(timed(lambda f=folder: versioning.publish(f)))
+            times["publish_again"].append(timed(lambda f=folder: versioning.publish(f)))
             pointer = versioning.publish(folder)
             into = work / f"{name}-{k}-again"
-            times["fetch"].append(seconds(lambda p=pointer, i=into: versioning.fetch(p, i)))
+            times["fetch"].append(timed(lambda p=pointer, i=into: versioning.fetch(p, i)))
             assert folder_digest(into) == pointer.md5
         folder = make_folder(work / f"{name}-command", NUM_FILES, FILE_BYTES, 99)
         dvc_path, into = work / f"{name}.dvc", work / f"{name}-command-again"
@@ -121,7 +130,10 @@ def speed(work: Path, repeats: int) -> dict[str, float]:
         rows[f"{name}_fetch_command_s"] = seconds(
             lambda p=dvc_path, i=into: flowloom("fetch", p, "--into", i)
         )
-        rows |= {f"{name}_{step}_s": min(found) for step, found in times.items()}
+        for step, found in times.items():
+            rows[f"{name}_{step}_s"], rows[f"{name}_{step}_cpu_s"] = map(
+                min, zip(*found, strict=True)
+            )
     return rows
 
 

@@ -58,7 +58,7 @@ def serve():
 def bucket(endpoint, monkeypatch):
     """An empty bucket; the store is a prefix in it."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    monkeypatch.setenv("FLOWLOOM_STORE", "s3://artifacts/team/store/")
+    monkeypatch.setenv("FLOWLOOM_STORE", "s3://artifacts/team/store")
     monkeypatch.setattr(s3, "PART_BYTES", PART_BYTES)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     client = remotes.find("store")._client
@@ -151,7 +151,7 @@ def test_dvc_pulls_from_s3_what_was_published(bucket, endpoint, folder, tmp_path
     assert contents(repo / "artifact") == contents(folder)
 
 
-def test_publish_and_fetch(bucket, large, tmp_path, calls):
+def test_publish_and_fetch(bucket, large, tmp_path, calls, monkeypatch):
     folder, _ = large
     pointer = versioning.publish(folder)
     assert pointer == versioning.Pointer(
@@ -164,13 +164,14 @@ def test_publish_and_fetch(bucket, large, tmp_path, calls):
     assert set(calls) == {"HeadObject"}
     versioning.fetch(pointer, tmp_path / "again")
     assert contents(tmp_path / "again") == contents(folder)
+    monkeypatch.setenv("FLOWLOOM_STORE", "s3://artifacts/team/store/")
     assert versioning.verify_remote(pointer) == []
 
 
 def test_an_upload_that_breaks_off_goes_on(bucket, large, calls, tmp_path):
     folder, _ = large
     calls.fail = ("UploadPart", 3)
-    with pytest.raises(UnreachableError, match=r"remote 'store' \(s3://artifacts/team/store/\): "):
+    with pytest.raises(UnreachableError, match=r"remote 'store' \(s3://artifacts/team/store\): "):
         versioning.publish(folder)
     assert not any(key.endswith(".dir") for key in keys(bucket))
     sent = len(keys(bucket))
