@@ -93,11 +93,11 @@ def test_conditioning_rows_and_cat(model):
 def test_counted_flops_are_those_torch_counts(config, size):
     net = ShapesModel(config).eval()
     with torch.no_grad(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        cond = net.encode_text(texts(*["a star"] * 4))
+        cond = net.encode_text(texts(*["a star"] * 8))
         with FlopCounterMode(display=False) as counter:
-            net(torch.randn(4, 3, size, size), torch.full((4,), 0.5), cond)
+            net(torch.randn(8, 3, size, size), torch.full((8,), 0.5), cond)
     counted = shapes_model.flops_per_call(config, size, config.max_tokens)
-    assert 4 * counted == counter.get_total_flops()
+    assert 8 * counted == counter.get_total_flops()
 
 
 def test_files_round_trip_in_half_precision(model, tmp_path):
