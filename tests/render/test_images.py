@@ -1,11 +1,14 @@
 """Pins: blur and sharpen against numpy by hand, mirrored edges; resizing keeps constants; a PNG
-gives its pixels and its workflow back."""
+gives its pixels and its workflow back, in both formats."""
+
+import json
 
 import numpy as np
 import pytest
 import torch
 
 from flowloom.render import images, png
+from flowloom.workflow import Catalogue, Workflow, from_ui, read_chunks
 from tests.render.tiny import flow
 
 TOLERANCE = 1e-5
@@ -60,6 +63,14 @@ def test_png_carries_pixels_and_workflow(tmp_path):
     pixels, found = png.read(tmp_path / "sub" / "one.png")
     np.testing.assert_allclose(pixels, image.clip(-1, 1), atol=0.5 / 127.5 + TOLERANCE)
     assert found.to_api() == workflow.to_api()
+    # The editor opens the other chunk: the same workflow, laid out.
+    texts = read_chunks(tmp_path / "sub" / "one.png")
+    assert set(texts) == {"prompt", "workflow"}
+    drawn = json.loads(texts["workflow"])
+    back = from_ui(drawn, Catalogue.load("embedded")).workflow
+    assert back.fingerprint() == workflow.fingerprint()
+    places = {tuple(node["pos"]) for node in drawn["nodes"]}
+    assert len(places) == len(workflow.nodes)
     first = (tmp_path / "sub" / "one.png").read_bytes()
     png.write(tmp_path / "sub" / "one.png", image, workflow)
     assert (tmp_path / "sub" / "one.png").read_bytes() == first
@@ -68,6 +79,13 @@ def test_png_carries_pixels_and_workflow(tmp_path):
 def test_pictures_without_or_with_a_broken_workflow(tmp_path):
     png.write(tmp_path / "plain.png", np.zeros((3, 4, 4), np.float32))
     assert png.read(tmp_path / "plain.png")[1] is None
+    foreign = Workflow.from_api({"1": {"class_type": "KSamplerOfOthers", "inputs": {}}})
+    with pytest.raises(ValueError, match="KSamplerOfOthers"):
+        png.write(tmp_path / "foreign.png", np.zeros((3, 4, 4), np.float32), foreign)
+    assert not (tmp_path / "foreign.png").exists()
+    (tmp_path / "cut.png").write_bytes((tmp_path / "plain.png").read_bytes()[:40])
+    with pytest.raises(ValueError, match="expected a picture"):
+        png.read(tmp_path / "cut.png")
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(ValueError, match="expected a picture"):
         png.read(tmp_path / "text.png")
