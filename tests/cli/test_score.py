@@ -53,7 +53,7 @@ def test_what_cannot_be_judged_is_one_line(run, drawn, prompt, rubric, says):
     assert not out
 
 
-def test_a_file_that_is_no_picture_stops_no_other(run_json, run, drawn, tmp_path):
+def test_a_file_that_is_no_picture_stops_no_other(run_json, run, drawn, tmp_path, recwarn):
     text = tmp_path / "text.png"
     text.write_text("no picture")
     cut = tmp_path / "cut.png"
@@ -80,6 +80,7 @@ def test_a_file_that_is_no_picture_stops_no_other(run_json, run, drawn, tmp_path
     assert status == 2
     assert str(drawn) in out
     assert len(err.splitlines()) == 4
+    assert not recwarn.list
     for line, index in zip(err.splitlines(), says, strict=True):
         assert line.startswith(f"flowloom score: {paths[index]}: ")
 
