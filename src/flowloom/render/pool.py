@@ -162,7 +162,7 @@ def render_many(
         jobs: Filled workflows.
         catalogue_dir: See `ModelStore.open`.
         num_processes: Workers; 1 renders in this process.
-        chunk_size: Jobs per chunk. It fixes the batches, and so the last bits of the pictures.
+        chunk_size: Jobs per chunk. It fixes the batches, and what jobs can share.
 
     Raises:
         ValueError: A workflow cannot be executed; names the job.
