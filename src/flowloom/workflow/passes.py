@@ -12,7 +12,7 @@ Shapes: B rows, D open nodes, N finished nodes, n of the rows, V tokens, P posit
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -61,6 +61,14 @@ _WATCHED = {
 }  # fmt: skip
 
 
+class _Watched(NamedTuple):
+    """An input that taste narrows, and the tokens that may fill it."""
+
+    class_type: str
+    name: str
+    tokens: np.ndarray
+
+
 class Passes:
     """Tables of the passes of one grammar: which positions say what, and which are watched."""
 
@@ -70,7 +78,8 @@ class Passes:
         self.column = np.full(size, -1, np.int8)
         self.scale = np.ones(size, np.int32)
         self.reads = np.zeros(size, bool)
-        self.watched: dict[tuple[str, str], int] = {}
+        self.watched: dict[int, _Watched] = {}
+        self.latent_of_advanced = -1
         self.is_watched = np.zeros(size, bool)
         names = [*tables.class_names, ""]
         schedules = [c for c in names[:-1] if "SIGMAS" in tables.catalogue.nodes[c].outputs]
@@ -83,8 +92,10 @@ class Passes:
             self.scale[at] = _THOUSAND if name in _SCALED else 1
             self.reads[at] = program[at].type in ("SIGMAS", "LATENT")
             if name in _WATCHED.get(class_type, ()):
-                self.watched[class_type, name] = at
+                self.watched[at] = _Watched(class_type, name, _tokens(tables, at, name))
                 self.is_watched[at] = True
+                if (class_type, name) == (ADVANCED, "latent_image"):
+                    self.latent_of_advanced = at
         numbers = [_number(token) for token in tables.vocabulary.tokens]
         self.number = np.clip(np.nan_to_num(np.array(numbers), nan=UNSAID), UNSAID, _MOST)
         empty = [c for c in range(tables.num_classes) if _is_empty(tables, c)]
@@ -93,7 +104,6 @@ class Passes:
         self.is_split = np.array([c == SPLIT for c in names])
         self.is_schedule = np.isin(names, schedules)
         self.tells = self.is_empty | self.is_advanced | self.is_schedule
-        self.on = bool(self.watched)
 
     def say(
         self, state: State, rows: np.ndarray, top: np.ndarray, at: np.ndarray, tokens: np.ndarray
@@ -107,6 +117,8 @@ class Passes:
 
     def slot(self, state: State, rows: np.ndarray, tokens: np.ndarray) -> None:
         """Remember which output is read: of the node just opened, or through a reference."""
+        if not len(rows):
+            return
         slot, top = tokens - voc.SLOT0, state.depth[rows] - 1
         by_ref = state.slot_of_ref[rows]
         new, ref = rows[~by_ref], rows[by_ref]
@@ -177,99 +189,82 @@ class Passes:
         rows = np.flatnonzero(self.is_watched[at] & ~state.done)
         if not len(rows):
             return
-        place = at[rows]
-        for (class_type, name), where in self.watched.items():
-            here = rows[place == where]
+        place, waits = at[rows], state.slots[rows] > 0
+        for where in np.unique(place).tolist():
+            hole = self.watched[where]
+            # Of a schedule the output is chosen, of all else the token itself.
+            here = rows[(place == where) & (waits == (hole.name == "sigmas"))]
             if not len(here):
                 continue
-            keep = self._keep(class_type, name, state, here, room[here])
-            narrowed = mask[here] & keep
+            columns = np.ix_(here, hole.tokens)
+            narrowed = mask[columns] & self._keep(hole, state, here, room[here])
             left = narrowed.any(1)
-            mask[here[left]] = narrowed[left]
+            mask[np.ix_(here[left], hole.tokens)] = narrowed[left]
 
-    def _keep(
-        self, class_type: str, name: str, state: State, rows: np.ndarray, room: np.ndarray
-    ) -> np.ndarray:
-        """Tokens [n, V] that a hole of good taste takes."""
-        top = state.depth[rows] - 1
-        waits = (state.slots[rows] > 0) & ~state.slot_of_ref[rows]
-        said = state.said[rows, top - waits]
+    def _keep(self, hole: _Watched, state: State, rows: np.ndarray, room: np.ndarray) -> np.ndarray:
+        """Which of its tokens a hole of good taste takes [n, len(hole.tokens)]."""
+        name, top = hole.name, state.depth[rows] - 1
         if name == "sigmas":
-            return self._outputs(said, state.slots[rows] > 0)
+            # The end of a schedule for a picture, its beginning where the rest is guessed.
+            top = top - ~state.slot_of_ref[rows]
+            wanted = np.where(state.said[rows, top, _SLOT] == 1, 0, 1)
+            return hole.tokens == voc.SLOT0 + wanted[:, None]
+        said = state.said[rows, top]
         if name == "latent_image":
-            return self._latents(class_type, state, rows, said)
-        number = np.broadcast_to(self.number, (len(rows), len(self.number)))
-        if class_type == RANGE:
+            return self._latents(hole, state, rows, said)
+        number = self.number[hole.tokens]
+        if hole.class_type == RANGE:
             return np.round(number * _THOUSAND) > said[:, [_START]]
-        if class_type == SPLIT:
+        if hole.class_type == SPLIT:
             return number < said[:, [_NUMBER]]
-        if class_type in CUSTOM:
-            return number == 0
-        above = np.maximum(top - 1, 0)
+        if hole.class_type in CUSTOM:
+            return np.broadcast_to(number == 0, (len(rows), len(number)))
         goes_on = self._goes_on(state, rows, top)[:, None]
         if name == "add_noise":
-            may = ~goes_on & self._has_room(room)[:, None]
-            return (number == 0) | may
+            return (number == 0) | (~goes_on & self._has_room(room)[:, None])
         if name == "return_with_leftover_noise":
             return (number == 1) == goes_on
         if name == "steps":
-            return (number == state.said[rows, above][:, [_STEPS]]) | ~goes_on
+            above = state.said[rows, np.maximum(top - 1, 0)]
+            return (number == above[:, [_STEPS]]) | ~goes_on
+        inside = number < said[:, [_STEPS]]
         if name == "end_at_step":
-            after = number > said[:, [_START]]
-            return after & ((number < said[:, [_STEPS]]) | ~goes_on)
+            return (number > said[:, [_START]]) & (inside | ~goes_on)
         phase = said[:, [_PHASE]]
-        inside = (number > 0) & (number < said[:, [_STEPS]])
-        start = np.where(phase == NOISY, number == said[:, [_NUMBER]], inside)
+        start = np.where(phase == NOISY, number == said[:, [_NUMBER]], inside & (number > 0))
         return np.where(phase == EMPTY, number == 0, start)
 
     def _goes_on(self, state: State, rows: np.ndarray, top: np.ndarray) -> np.ndarray:
         """Whether an advanced pass [n] is to leave its noise to the one that holds it."""
         above = np.maximum(top - 1, 0)
-        held = state.open_at[rows, above] == self.watched[ADVANCED, "latent_image"]
+        held = state.open_at[rows, above] == self.latent_of_advanced
         return held & (top > 0) & (state.said[rows, above, _QUIET] == 1)
 
     def _has_room(self, room: np.ndarray) -> np.ndarray:
         """Whether another advanced pass [n] fits below, everything else being written cheaply."""
-        t, costs = self.tables, self.costs
-        at = self.watched[ADVANCED, "latent_image"]
-        need = costs.need[t.type[at]]
-        c = t.class_names.index(ADVANCED)
+        need = self.costs.need[self.tables.type[self.latent_of_advanced]]
+        c = self.tables.class_names.index(ADVANCED)
         more = np.where(need[:, c] < NEVER, need[:, c] - need.min(1), NEVER)
         return np.any(room >= more, axis=1)
 
     def _latents(
-        self, class_type: str, state: State, rows: np.ndarray, said: np.ndarray
+        self, hole: _Watched, state: State, rows: np.ndarray, said: np.ndarray
     ) -> np.ndarray:
-        """Tokens that begin a latent of the phase that a pass needs."""
-        t = self.tables
-        keep = np.ones((len(rows), t.vocabulary.size), bool)
-        columns = t.class_ids
-        if class_type == ADVANCED:
-            quiet = np.flatnonzero(said[:, _QUIET] == 1)
-            keep[quiet] = False
-            keep[quiet, columns[t.class_names.index(ADVANCED)]] = True
-            first = np.flatnonzero(self._goes_on(state, rows, state.depth[rows] - 1))
-            keep[first] = False
-            keep[np.ix_(first, columns[self.is_empty[:-1]])] = True
-            return keep
-        partial = np.flatnonzero(said[:, _PHASE] == PARTIAL)
-        keep[np.ix_(partial, columns[self.is_empty[:-1]])] = False
-        nodes = state.reference_nodes()[rows[partial]]
-        empty = self.is_empty[state.done_class[rows[partial, None], nodes]] & (nodes >= 0)
-        keep[partial, voc.REF0 : voc.REF0 + voc.NUM_REFS] = ~empty
-        return keep
-
-    def _outputs(self, said: np.ndarray, waits: np.ndarray) -> np.ndarray:
-        """The end of a schedule for a picture, its beginning where what is left of it is guessed.
-
-        `said` is of the sampler that reads the schedule.
-        """
-        keep = np.ones((len(said), self.tables.vocabulary.size), bool)
-        wanted = np.where(said[:, _SLOT] == 1, 0, 1)
-        rows = np.flatnonzero(waits)
-        keep[rows, voc.SLOT0 : voc.SLOT0 + voc.NUM_SLOTS] = False
-        keep[rows, voc.SLOT0 + wanted[rows]] = True
-        return keep
+        """Which tokens begin a latent of the phase that a pass needs."""
+        classes = self.tables.token_class[hole.tokens]
+        empty = self.is_empty[classes]
+        if hole.class_type == ADVANCED:
+            quiet = said[:, [_QUIET]] == 1
+            first = self._goes_on(state, rows, state.depth[rows] - 1)[:, None]
+            keep = np.where(quiet, self.is_advanced[classes], True)
+            return np.where(first, empty, keep)
+        # Behind each reference a class; the dummy class stands for none, as for other tokens.
+        nodes = state.reference_nodes()[rows]
+        behind = np.where(nodes >= 0, state.done_class[rows[:, None], nodes], -1)
+        ref = hole.tokens - voc.REF0
+        is_ref = (ref >= 0) & (ref < voc.NUM_REFS)
+        reads = np.where(is_ref, self.is_empty[behind][:, np.where(is_ref, ref, 0)], empty)
+        return ~(reads & (said[:, [_PHASE]] == PARTIAL))
 
 
 def _number(token: voc.Token) -> float:
@@ -281,6 +276,12 @@ def _number(token: voc.Token) -> float:
     if token.kind == "return_with_leftover_noise":
         return float(token.value == "enable")
     return float(token.value) if isinstance(token.value, (int, float)) else UNSAID
+
+
+def _tokens(tables: Tables, at: int, name: str) -> np.ndarray:
+    if name == "sigmas":
+        return voc.SLOT0 + np.arange(voc.NUM_SLOTS)
+    return np.flatnonzero(tables.allowed[tables.row[at]])
 
 
 def _is_empty(tables: Tables, c: int) -> bool:
