@@ -14,7 +14,7 @@ from flowloom.dataset.triplets import build_triplets
 from flowloom.runs import Run
 
 CONFIG = BuildTripletsConfig(
-    prompts=PromptsConfig(num_train=16, num_calibration=4, num_test=12),
+    prompts=PromptsConfig(num_train=16, num_calibration=4, num_test=12, num_unrendered=8),
     panel=PanelConfig(
         settings=("4/2.0",),
         lora_settings=("4/2.0",),

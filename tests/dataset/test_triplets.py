@@ -1,6 +1,6 @@
 """Pins: rows are what rendering and scoring them alone gives; held-out meanings and workflows are
-never trained on; equal bytes for any number of processes; `datasets` reads the files, streaming
-too; what cannot be rendered or scored is named."""
+never trained on; frozen constants are of the train split; equal bytes for any number of processes;
+`datasets` reads the files, streaming too; what cannot be rendered or scored is named."""
 
 import dataclasses
 import json
@@ -13,12 +13,13 @@ from flowloom.dataset import triplets
 from flowloom.dataset.card import read_card
 from flowloom.dataset.prompts import split_of
 from flowloom.dataset.splits import is_held_out_workflow
-from flowloom.dataset.triplet_rows import schema
+from flowloom.dataset.triplet_rows import Rows, schema
 from flowloom.render.engine import Engine, RenderJob, RenderResult
 from flowloom.render.models import ModelStore
 from flowloom.runs import folder_entries
 from flowloom.score import rubric as rubrics
 from flowloom.score import score_images
+from flowloom.score.standard import Standard
 from flowloom.shapes.prompts import parse
 from flowloom.workflow import Workflow
 from tests.dataset.small import CONFIG, build, build_small_pairs
@@ -63,13 +64,26 @@ def test_columns_and_files(built, world):
     assert "#" * 40 in (out / "card.md").read_text()
 
 
-def test_files_are_cut_by_rows(built, world, tmp_path):
-    out, _ = build(world, tmp_path, dataclasses.replace(CONFIG, rows_per_file=50))
+def test_standardisation_is_of_the_train_split(built, world):
+    out, _ = built
+    scores = np.array(triplets.load(out, "train")["score"])
+    standard = Standard.load(out / "standard.json")
+    assert standard.num_rows == len(scores)
+    assert standard.means["score"] == pytest.approx(scores.mean())
+    assert standard.sds["score"] == pytest.approx(scores.std())
+    catalogue = ModelStore.open(world).catalogue.hash
+    values = standard.apply(rubrics.shapes_rubric(), catalogue, {"score": scores})["score"]
+    assert (values.mean(), values.std()) == (pytest.approx(0, abs=1e-9), pytest.approx(1))
+
+
+def test_files_are_cut_by_rows(built, tmp_path):
     rows = triplets.load(built[0])
+    table = Rows(("faithfulness", "crispness"))
+    table.columns = rows
     num = -(-len(rows["score"]) // 50)
-    names = [path.name for path in sorted(out.glob("*.parquet"))]
+    names = [path.name for path in table.write(tmp_path, 50)]
     assert names == [f"triplets-{k:05d}-of-{num:05d}.parquet" for k in range(num)]
-    assert triplets.load(out) == rows
+    assert triplets.load(tmp_path) == rows
 
 
 def test_datasets_reads_the_files(built, tmp_path):

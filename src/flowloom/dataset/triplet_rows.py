@@ -96,6 +96,11 @@ class Rows:
             values[origin if split == TRAIN else split].append(score)
         return {name: float(np.mean(found)) for name, found in sorted(values.items())}
 
+    def of_split(self, split: str, names: Sequence[str]) -> dict[str, list[Any]]:
+        """Some columns of the rows of one split."""
+        kept = [row for row, value in enumerate(self.columns["split"]) if value == split]
+        return {name: [self.columns[name][row] for row in kept] for name in names}
+
     def write(self, folder: Path, rows_per_file: int) -> list[Path]:
         """Write `triplets-00000-of-00001.parquet` and so on."""
         total = len(self.columns["cell"])

@@ -39,6 +39,7 @@ from flowloom.dataset.triplet_rows import Rows, make_card, schema, shard_schema
 from flowloom.render.pool import RenderPool
 from flowloom.runs import Run, write_json
 from flowloom.score.rubric import get_rubric
+from flowloom.score.standard import STANDARD_FILE, Standard
 from flowloom.workflow import Catalogue, Workflow
 
 SECONDS_FILE = "shard_seconds.jsonl"
@@ -60,8 +61,8 @@ def build_triplets(
         config: What to render.
         run: Run folder; `out` gets `triplets-00000-of-00001.parquet` and so on, `prompts.json`
             (held-out prompts), `unrendered_prompts.json` (train prompts for policy optimisation),
-            `best_fixed.json` (a template), `card.json` and `card.md`; with `config.part`, shards
-            for another run.
+            `best_fixed.json` (a template), `standard.json` (means and deviations of train scores),
+            `card.json` and `card.md`; with `config.part`, shards for another run.
         catalogue: Folder that `publish_generator` wrote.
         pairs: Folder of `build_pairs`; its first pairs of each prompt are the random cells.
         parts: Folders of runs with a `part`, whose shards are taken instead of rendered.
@@ -80,13 +81,43 @@ def build_triplets(
     with _Renderer(config, catalogue, run) as renderer:
         if not given:
             renderer.start()  # Workers start while the first round is planned.
-        plan = Plan(config, facts, _read_pairs(pairs, facts, config.random_cells))
+        plan = Plan(config, facts, read_templates(pairs, facts, config.random_cells))
         builder = _Builder(config, run, plan, ShardFiles(run.work, given, run.log), renderer)
         whole = builder.build()
     if config.part is not None:
         return builder.hand_over()
     assert whole
     return builder.write()
+
+
+def read_templates(path: Path, catalogue: Catalogue, per_prompt: int) -> Pairs:
+    """The first pairs of each train prompt, and as many with held-out workflows.
+
+    Args:
+        path: Folder of `build_pairs`.
+        catalogue: Gives the canonical form.
+        per_prompt: Most pairs of a prompt, of either sort.
+
+    Raises:
+        ValueError: There are no pairs.
+    """
+    rows: dict[str, list[tuple[str, str]]] = {}
+    for split in (TRAIN, HELD_OUT_WORKFLOW):
+        known: Counter[str] = Counter()
+        for some in stream_pairs(path, split, ("prompt", "workflow", "fingerprint")):
+            for prompt, text, fingerprint in zip(*some.values(), strict=True):
+                known[prompt] += 1
+                if known[prompt] <= per_prompt:
+                    rows.setdefault(prompt, []).append((text, fingerprint))
+    if not rows:
+        raise ValueError(f"pairs: got {str(path)!r} without train pairs, expected some")
+    return {
+        prompt: [
+            Template(Workflow.from_api(json.loads(text)).canonical(catalogue), fingerprint)
+            for text, fingerprint in found
+        ]
+        for prompt, found in rows.items()
+    }
 
 
 def load(path: str | Path, split: str | None = None) -> dict[str, list[Any]]:
@@ -177,7 +208,8 @@ class _Builder:
     ):
         self.config, self.run, self.plan, self.files = config, run, plan, files
         self.renderer = renderer
-        self.terms = [term.name for term in get_rubric(config.rubric).terms]
+        self.rubric = get_rubric(config.rubric)
+        self.terms = [term.name for term in self.rubric.terms]
         self.scored = shard_schema(self.terms)
         self.rows = Rows(self.terms)
         self.history: list[Rendered] = []
@@ -215,7 +247,10 @@ class _Builder:
         held_out = list_prompts(config.prompts, "test")
         write_json(run.out / "prompts.json", _as_rows(held_out))
         write_json(run.out / "unrendered_prompts.json", _as_rows(self._unrendered()))
-        make_card(config, self.rows, paths, self.plan.catalogue.hash, panel).write(run.out)
+        catalogue = self.plan.catalogue.hash
+        train = self.rows.of_split(TRAIN, self.rubric.columns)
+        Standard.fit(self.rubric, catalogue, train, TRAIN).save(run.out / STANDARD_FILE)
+        make_card(config, self.rows, paths, catalogue, panel).write(run.out)
         run.log(f"best fixed: {panel[0]['mean']:.3f} over {panel[0]['num_renders']} renders")
         return {
             "triplets/renders": float(len(columns["cell"])),
@@ -280,27 +315,6 @@ def _collect(found: Iterable[tuple[Shard, Scores | None]], scores: Scores) -> bo
         for name, column in scores.items():
             column[shard.places] = values[name]
     return whole
-
-
-def _read_pairs(path: Path, catalogue: Catalogue, per_prompt: int) -> Pairs:
-    """The first pairs of each train prompt, and those with held-out workflows."""
-    rows: dict[str, list[tuple[str, str]]] = {}
-    for split in (TRAIN, HELD_OUT_WORKFLOW):
-        known: Counter[str] = Counter()
-        for some in stream_pairs(path, split, ("prompt", "workflow", "fingerprint")):
-            for prompt, text, fingerprint in zip(*some.values(), strict=True):
-                known[prompt] += 1
-                if known[prompt] <= per_prompt:
-                    rows.setdefault(prompt, []).append((text, fingerprint))
-    if not rows:
-        raise ValueError(f"pairs: got {str(path)!r} without train pairs, expected some")
-    return {
-        prompt: [
-            Template(Workflow.from_api(json.loads(text)).canonical(catalogue), fingerprint)
-            for text, fingerprint in found
-        ]
-        for prompt, found in rows.items()
-    }
 
 
 def _as_rows(prompts: Sequence[Prompt]) -> list[dict[str, str]]:
