@@ -149,17 +149,17 @@ SPECIALISTS = (
 LORAS = (
     _lora(
         "two-objects",
-        "for the base, trained on pairs without colours",
+        "for the base, trained on pairs: steadier single objects, pairs and colours",
         kinds=("two",),
     ),
     _lora(
         "relations",
-        "for the base, trained on relations and on attributes of two objects",
+        "for the base, trained on relations and on two coloured objects: much better at both",
         kinds=("position", "binding"),
     ),
     _lora(
         "vivid",
-        "for the base, trained on single objects of a named colour and on one to three of them",
+        "for the base, trained on one to three objects of a named colour: better colours only",
         kinds=("colors", "colors", "counting"),
         counts=_FEW,
         color_frac=1.0,
