@@ -16,7 +16,6 @@ Shapes: S workflows, P prompts, R seeds.
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import tempfile
 import time
@@ -29,7 +28,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from flowloom.dataset.prompts import draw_prompts
-from flowloom.dataset.triplets import ScoredJob, score_chunk
+from flowloom.dataset.scoring import ScoredJob, Scorer
 from flowloom.dataset.workflows import base_workflow
 from flowloom.render.engine import Engine, RenderJob
 from flowloom.render.models import ModelStore
@@ -136,14 +135,14 @@ def score_all(specs: Sequence[PromptSpec], num_seeds: int, work: Path) -> dict[s
     """Scores `[P, R]` of every workflow; groups already in `work` are read."""
     catalogue = Catalogue.load("embedded")
     scores = {}
-    with RenderPool(None, 2, functools.partial(score_chunk, "shapes")) as pool:
+    with RenderPool(None, 2, Scorer("shapes")) as pool:
         for group, flows in settings(catalogue).items():
             path = work / f"{group.replace('/', '-')}.npy"
             if not path.exists():
                 began = time.perf_counter()
                 parts = []
-                for rows in pool.map(list(jobs_of(flows, specs, num_seeds))):
-                    parts.append(np.array([row["score"] for row in rows]).reshape(len(flows), -1))
+                for scored in pool.map(list(jobs_of(flows, specs, num_seeds))):
+                    parts.append(np.reshape(scored.columns["score"], (len(flows), -1)))
                 np.save(path, np.concatenate(parts, 1).reshape(len(flows), len(specs), num_seeds))
                 print(f"{group}: {time.perf_counter() - began:.0f} s", flush=True)
             for (name, _), values in zip(flows, np.load(path), strict=True):
