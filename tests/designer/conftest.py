@@ -10,7 +10,7 @@ import pytest
 
 from flowloom.dataset.tables import write_table
 from flowloom.dataset.tokenizer import WordTokenizer
-from flowloom.dataset.triplets import SCHEMA as TRIPLETS_SCHEMA
+from flowloom.dataset.triplets import schema
 from flowloom.designer.policy import Policy
 from flowloom.runs import write_json
 from flowloom.workflow import Catalogue, Grammar, decode, random_workflows
@@ -56,7 +56,8 @@ def inputs(tmp_path_factory, catalogue, grammar):
     write_table(root / "pairs" / "pairs.parquet", columns, pairs_schema)
 
     rng = np.random.default_rng(0)
-    triplets = {name: [] for name in TRIPLETS_SCHEMA.names}
+    triplets_schema = schema(("faithfulness", "crispness"))
+    triplets = {name: [] for name in triplets_schema.names}
     for cell, (prompt, kind, flow, fingerprint, split) in enumerate(rows[:64]):
         for seed in range(2):
             values = {
@@ -66,7 +67,7 @@ def inputs(tmp_path_factory, catalogue, grammar):
             }  # fmt: skip
             for name in triplets:
                 triplets[name].append(values.get(name, 0))
-    write_table(root / "triplets" / "triplets.parquet", triplets, TRIPLETS_SCHEMA)
+    write_table(root / "triplets" / "triplets.parquet", triplets, triplets_schema)
     listed = [{"prompt": prompt, "kind": "single"} for prompt in PROMPTS]
     write_json(root / "triplets" / "unrendered_prompts.json", listed)
     return {name: root / name for name in ("catalogue", "pairs", "triplets")}
