@@ -92,6 +92,13 @@ def test_what_is_outside_the_language_is_named(text, named):
         parse(text)
 
 
+def test_an_error_about_a_long_prompt_is_short():
+    for text in ("a star " * 2000, "x" * 10_000):
+        with pytest.raises(ValueError) as caught:
+            parse(text)
+        assert len(str(caught.value)) < 400
+
+
 def test_tokens_fit_and_unknown_words_are_marked():
     assert len(prompts.WORDS) == len(set(prompts.WORDS)) == 84
     assert max(len(tokenize(spec.text)) for spec in many(20000)) <= prompts.MAX_TOKENS

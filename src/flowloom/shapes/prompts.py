@@ -332,17 +332,21 @@ def parse(text: str) -> PromptSpec:
     return PromptSpec(kind=kind, objects=tuple(objects), relation=relation, text=text)
 
 
+_SHOWN = 80
+"""Characters of a prompt that an error repeats."""
+
+
 class _Reader:
     """A cursor over the words of one prompt."""
 
     def __init__(self, text: str):
-        self.text = text
+        self.shown = repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
         self.words = word_list(text)
         self.at = 0
         for word in self.words:
             if word not in _READABLE:
                 raise ValueError(
-                    f"prompt {text!r}: unknown word {word!r}; expected words such as "
+                    f"prompt {self.shown}: unknown word {word[:_SHOWN]!r}; expected words such as "
                     f"{', '.join(SHAPES)}, {', '.join(COLORS)}, small, large, 1-6, one-six, "
                     "and, left of, right of, above, below"
                 )
@@ -353,7 +357,7 @@ class _Reader:
     def error(self, expected: str) -> ValueError:
         found = "the end" if self.done() else repr(self.words[self.at])
         return ValueError(
-            f"prompt {self.text!r}: at word {self.at + 1}: got {found}, expected {expected}"
+            f"prompt {self.shown}: at word {self.at + 1}: got {found}, expected {expected}"
         )
 
     def take(self, *phrase: str) -> bool:
