@@ -94,7 +94,7 @@ def test_what_is_outside_the_language_is_named(text, named):
 
 def test_an_error_about_a_long_prompt_is_short():
     for text in ("a star " * 2000, "x" * 10_000):
-        with pytest.raises(ValueError) as caught:
+        with pytest.raises(ValueError, match="prompt") as caught:
             parse(text)
         assert len(str(caught.value)) < 400
 
