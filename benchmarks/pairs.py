@@ -95,7 +95,7 @@ def measure(folder: Path, scratch: Path, num: int, processes: int) -> dict[str, 
     }
     for reader in READERS:
         command = [sys.executable, "-m", "benchmarks.pairs", "--read", reader, "--out", str(out)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         figures = json.loads(done.stdout.splitlines()[-1])
         result |= {f"{reader}_{name}": value for name, value in figures.items()}
     return result | parts_equal(config, scratch, catalogue)
