@@ -219,7 +219,7 @@ def test_missing_inputs_and_unknown_classes_are_named(engine):
 
 def test_files_are_checked_once_and_missing_ones_say_how_to_get_them(world, tmp_path):
     store = ModelStore(ModelStore.open(world).catalogue, [tmp_path])
-    with pytest.raises(ValueError, match="`dvc pull`"):
+    with pytest.raises(ValueError, match="`make data`"):
         store.checkpoint(CHECKPOINTS[0])
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / CHECKPOINTS[0]).write_bytes(b"other")

@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from flowloom.render.files import read_lora
 from flowloom.runs import data_dir
 from flowloom.shapes import detector, drawing, prompts, upscaler
 from flowloom.shapes import model as shapes_model
@@ -87,7 +88,7 @@ def test_relations_and_attributes_are_learned(name):
 @pytest.mark.parametrize("name", ["two-objects", "relations", "vivid"])
 def test_loras_fit_the_base(name):
     base = shapes_model.load(MODELS / "checkpoints" / "shapes-base.safetensors")
-    lora = shapes_model.load_lora(MODELS / "loras" / f"shapes-{name}.safetensors")
+    lora = read_lora(MODELS / "loras" / f"shapes-{name}.safetensors")
     for strengths, part in (((1.0, 0.0), False), ((0.0, 1.0), True)):
         patched = shapes_model.apply_lora(base, lora, *strengths)
         moved = [

@@ -145,7 +145,7 @@ class ModelStore:
         if not found:
             raise ValueError(
                 f"{folder}/{name}: no such file in {', '.join(str(r) for r in self.roots)}; "
-                "`dvc pull` fetches the shipped models"
+                "`make data` fetches the shipped models, FLOWLOOM_DATA names another data folder"
             )
         raise ValueError(
             f"{found[0]}: got sha256 {_sha256(found[0])[:12]}, expected {file.sha256[:12]} as in "

@@ -414,8 +414,3 @@ def apply_lora(
             delta = up.to(weight) @ down.to(weight)
             weight += strength * alpha / rank * delta
     return patched
-
-
-def load_lora(path: str | Path) -> dict[str, Tensor]:
-    """Read a LoRA file as float32 tensors by key."""
-    return {name: value.float() for name, value in load_file(str(path)).items()}
