@@ -277,7 +277,7 @@ def report(names: Sequence[str], scores_SPR: np.ndarray, kinds_P: np.ndarray) ->
         cells = []
         for kind in kinds:
             value = means_SP[s, kinds_P == kind].mean()
-            cells.append(f"**{value:.2f}**" if value == tops[kind] else f"{value:.2f}")
+            cells.append(f"**{value:.2f}**" if value > tops[kind] - 1e-9 else f"{value:.2f}")
         print(f"| {names[s]} | {means_SP[s].mean():.3f} | " + " | ".join(cells) + " |")
     print("\n| kind | n | best fixed of all | best of the kind | | best per prompt | won by |")
     print("|---|---|---|---|---|---|---|")
