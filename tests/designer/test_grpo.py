@@ -158,5 +158,5 @@ def test_a_non_finite_reward_names_its_step(tmp_path, inputs, designer, ensemble
 
 def test_the_trust_region_is_watched(tmp_path, inputs, designer, ensemble):
     config = dataclasses.replace(CONFIG, max_step_kl=1e-9)
-    with pytest.raises(FloatingPointError, match="train_grpo: step [01]: moved"):
+    with pytest.raises(FloatingPointError, match=r"train_grpo: step [01]: moved"):
         _train(tmp_path / "run", inputs, designer, config)
