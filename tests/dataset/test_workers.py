@@ -2,6 +2,7 @@
 is named; workers end when the parent is killed."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -63,3 +64,19 @@ def _runs(pid):
     except OSError:
         return False
     return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def test_workers_that_are_done_end_quietly():
+    """The result is read, the worker is on its way out, and the parent's end is still open."""
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "flowloom.dataset.workers"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    pickle.dump((pow, [(2, 3)]), worker.stdin)
+    worker.stdin.flush()
+    assert pickle.load(worker.stdout) == 8
+    assert worker.wait(30) == 0
+    assert worker.stderr.read() == b""
+    worker.communicate()

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import IO, Any
+from typing import Any
 
 
 def run_tasks(
@@ -63,10 +63,10 @@ def _receive(worker: subprocess.Popen[bytes]) -> Any:
 
 def main() -> None:
     """Do the tasks that the standard input holds."""
-    tasks_in, results_out = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    results_out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a task prints must not get among the results
-    function, tasks = pickle.load(tasks_in)
-    threading.Thread(target=_end_with_parent, args=(tasks_in,), daemon=True).start()
+    function, tasks = pickle.load(sys.stdin.buffer)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     for task in tasks:
         try:
             value = function(*task)
@@ -76,9 +76,10 @@ def main() -> None:
         results_out.flush()
 
 
-def _end_with_parent(tasks_in: IO[bytes]) -> None:
+def _end_with_parent() -> None:
     """Exit once the parent's end of the pipe is closed."""
-    tasks_in.read()
+    # Not through `sys.stdin`: a buffer that a daemon thread waits in breaks the interpreter's end.
+    os.read(0, 1)
     os._exit(1)
 
 
