@@ -19,7 +19,7 @@ def build_pairs(
         catalogue: Catalogue with the tuned model files (`publish_generator`).
         recipe: Name of a recipe in `flowloom.recipes`.
         overrides: Fields to replace, by stage, nested as in `config.json`.
-        pairs: `pairs.parquet`: prompt, kind, workflow, fingerprint, split.
+        pairs: Shards `pairs-*.parquet` (prompt, kind, workflow, fingerprint, split) and a card.
         metrics: Numbers of pairs and prompts.
     """
     from flowloom import recipes, stages

@@ -21,7 +21,7 @@ def build_triplets(
         pairs: Prompt-workflow pairs (`build_pairs`).
         recipe: Name of a recipe in `flowloom.recipes`.
         overrides: Fields to replace, by stage, nested as in `config.json`.
-        triplets: `triplets.parquet`, held-out prompts, the best fixed workflow, a card.
+        triplets: Shards `triplets-*.parquet`, held-out prompts, the best fixed workflow, a card.
         metrics: Numbers of renders, mean scores.
     """
     from flowloom import recipes, stages
