@@ -210,16 +210,35 @@ def test_equal_texts_are_encoded_once(engine, monkeypatch):
     assert sorted(seen) == sorted([SHORT, LONG])
 
 
-@pytest.mark.parametrize("class_type", ["ConditioningCombine", "ConditioningConcat"])
-def test_blow_up_is_refused(engine, class_type):
-    names = ["conditioning_1", "conditioning_2", "conditioning_to", "conditioning_from"]
-    names = names[:2] if class_type == "ConditioningCombine" else names[2:]
-
-    def write(sheet, a, b):
-        link = b
+def test_a_text_combined_with_itself_counts_twice_and_costs_once(engine, model):
+    def with_itself(sheet, a, b):
         for _ in range(12):
-            link = sheet(class_type, **dict.fromkeys(names, link))[0]
-        return link
+            b = sheet("ConditioningCombine", conditioning_1=b, conditioning_2=b)[0]
+        return b
 
-    with pytest.raises(ValueError, match=rf"\({class_type}\): conditioning: got \d+ t.* at most"):
+    image, flops = rendered(engine, with_itself)
+    alone, _ = rendered(engine, lambda sheet, a, b: b)
+    np.testing.assert_array_equal(image, alone)
+    assert flops == 4 * call_flops(model)
+
+    def two_to_one(sheet, a, b):
+        both = sheet("ConditioningCombine", conditioning_1=a, conditioning_2=b)[0]
+        return sheet("ConditioningCombine", conditioning_1=both, conditioning_2=a)[0]
+
+    image, flops = rendered(engine, two_to_one)
+    short, long = (as_condition(*encoded(model, text)) for text in (SHORT, LONG))
+    expected = by_hand(lambda x, t: (2 * model(x, t, short) + model(x, t, long)) / 3)
+    np.testing.assert_allclose(image, expected, atol=TOLERANCE)
+    assert flops == 8 * call_flops(model)
+
+
+def test_blow_up_is_refused(engine):
+    def write(sheet, a, b):
+        for _ in range(12):
+            b = sheet("ConditioningConcat", conditioning_to=b, conditioning_from=b)[0]
+        return b
+
+    with pytest.raises(
+        ValueError, match=r"\(ConditioningConcat\): conditioning: got \d+ t.* at most"
+    ):
         rendered(engine, write)

@@ -9,7 +9,7 @@ import torch
 
 from flowloom.render.engine import FUNCTIONS, Engine, RenderJob
 from flowloom.render.inputs import parameters
-from flowloom.render.models import MAX_CHECKPOINTS, ModelStore, Weights
+from flowloom.render.models import ModelStore, Part, Patch, Weights
 from flowloom.shapes.model import apply_lora
 from flowloom.workflow import Catalogue, Grammar, random_workflows
 from flowloom.workflow.weights import embedded_weights
@@ -59,16 +59,16 @@ def delta(engine, strength):
 
 
 def test_the_same_lora_twice_adds_up(engine):
-    weights = Weights(CHECKPOINTS[0]).patched(LORA, 0.75).patched(LORA, -0.25)
+    weights = Weights.of(CHECKPOINTS[0]).patched(LORA, 0.75).patched(LORA, -0.25)
     base = weight(engine.store.checkpoint(CHECKPOINTS[0]))
     got = weight(engine.store.transformer(weights)) - base
     torch.testing.assert_close(got, 0.5 * delta(engine, 1.0), atol=TOLERANCE, rtol=TOLERANCE)
-    assert weights == Weights(CHECKPOINTS[0]).patched(LORA, 0.5)
-    assert weights.patched(LORA, -0.5) == Weights(CHECKPOINTS[0])
+    assert weights == Weights.of(CHECKPOINTS[0]).patched(LORA, 0.5)
+    assert weights.patched(LORA, -0.5) == Weights.of(CHECKPOINTS[0])
 
 
 def test_a_lora_acts_on_the_part_it_is_put_on(engine):
-    weights = Weights(CHECKPOINTS[0]).patched(LORA, 1.0)
+    weights = Weights.of(CHECKPOINTS[0]).patched(LORA, 1.0)
     base = engine.store.checkpoint(CHECKPOINTS[0])
     encoder = engine.store.text_encoder(weights)
     torch.testing.assert_close(weight(encoder), weight(base))
@@ -78,7 +78,7 @@ def test_a_lora_acts_on_the_part_it_is_put_on(engine):
 
 
 def test_merging_is_a_weighted_mean(engine):
-    first, second = (Weights(name) for name in CHECKPOINTS)
+    first, second = (Weights.of(name) for name in CHECKPOINTS)
     merged = first.patched(LORA, 1.0).merged(second, 0.3).patched(LORA, 2.0)
     one, two = (weight(engine.store.checkpoint(name)) for name in CHECKPOINTS)
     expected = 0.3 * (one + delta(engine, 1.0)) + 0.7 * two + delta(engine, 2.0)
@@ -113,9 +113,12 @@ def test_a_merge_in_a_workflow_reaches_the_sampler(engine):
     assert np.abs(half - picture(1.0)).max() > 0.01
 
 
-def test_too_large_merges_are_refused():
-    weights = Weights("a")
-    for _ in range(3):
-        weights = weights.merged(weights, 0.5)
-    with pytest.raises(ValueError, match=f"16 checkpoints, expected at most {MAX_CHECKPOINTS}"):
-        weights.merged(weights, 0.5)
+def test_however_often_merged_each_file_is_there_once():
+    one, two = Weights.of("a").patched("l", 1.0), Weights.of("b").patched("l", -1.0)
+    merged = one
+    for _ in range(40):
+        merged = merged.merged(two, 0.5).merged(one, 0.5)
+    assert [part.checkpoint for part in merged.parts] == ["a", "b"]
+    assert merged.parts[0].share == pytest.approx(2 / 3)
+    assert merged.patches == (Patch("l", pytest.approx(1 / 3)),)
+    assert one.merged(two, 0.5) == Weights((Part("a", 0.5), Part("b", 0.5)))

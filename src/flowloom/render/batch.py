@@ -121,8 +121,9 @@ class _Layout:
     keys: TextKeys | None
     """Text of each call; None where there is no call at all."""
     mean: tuple[Tensor, Tensor] | None
-    """Prediction of each call and 1 / number of calls of each prediction; None where each
-    prediction is one call."""
+    """Prediction of each call and its weight in it; None where each prediction is one call."""
+    num_predictions: int
+    """How many predictions there are."""
     slots: tuple[Tensor | slice, ...]
     """By conditioning: the running rows' predictions."""
     guiders: guidance.Rows
@@ -171,9 +172,9 @@ class _Denoiser:
             return torch.zeros_like(x_NCHW)
         out = self._model(x_NCHW[at], t_N[at], layout.keys)
         if layout.mean is not None:
-            prediction_M, share_P = layout.mean
-            sums = out.new_zeros(len(share_P), *out.shape[1:]).index_add_(0, prediction_M, out)
-            out = sums * share_P[:, None, None, None]
+            prediction_M, weight_M = layout.mean
+            sums = out.new_zeros(layout.num_predictions, *out.shape[1:])
+            out = sums.index_add_(0, prediction_M, out * weight_M[:, None, None, None])
         return layout.guiders.apply(x_NCHW, [out[slot] for slot in layout.slots])
 
     def _active(self, guider: Guider, t: float) -> tuple[tuple[Text, ...], ...]:
@@ -194,7 +195,7 @@ class _Denoiser:
         )
 
     def _lay_out(self, rows: Sequence[int], active: Sequence[tuple[Texts, ...]]) -> _Layout:
-        positions, numbers, prediction_of, num_calls = [], [], [], []
+        positions, numbers, prediction_of, times, num_calls = [], [], [], [], []
         flops_B = np.zeros_like(self.flops_B)
         slots: list[Tensor | slice] = []
         for slot in range(max(len(conditionings) for conditionings in active)):
@@ -208,19 +209,23 @@ class _Denoiser:
                     positions.append(position)
                     numbers.append(self._number[id(text)])
                     prediction_of.append(len(num_calls))
+                    times.append(text.times)
                     flops_B[rows[position]] += self._flops[text.num_slots]
                 num_calls.append(len(conditionings[slot]))
             complete = len(num_calls) - first == len(rows)
             slots.append(slice(first, len(num_calls)) if complete else torch.tensor(predictions))
         mean = None
         if any(count != 1 for count in num_calls):
-            share_P = 1 / torch.tensor(num_calls).clamp(min=1)
-            mean = torch.tensor(prediction_of, dtype=torch.long), share_P
+            prediction_M = torch.tensor(prediction_of, dtype=torch.long)
+            times_M = torch.tensor(times, dtype=torch.float32)
+            total_P = times_M.new_zeros(len(num_calls)).index_add_(0, prediction_M, times_M)
+            mean = prediction_M, times_M / total_P[prediction_M]
         all_once = positions == list(range(len(rows)))
         return _Layout(
             positions_M=slice(None) if all_once else torch.tensor(positions, dtype=torch.long),
             keys=self._keys[torch.tensor(numbers)] if numbers else None,
             mean=mean,
+            num_predictions=len(num_calls),
             slots=tuple(slots),
             guiders=guidance.Rows([self._guiders[row] for row in rows]),
             flops_B=flops_B,

@@ -1,7 +1,8 @@
 """What a CONDITIONING link carries: encoded texts, each with the times at which it takes part.
 
 A sampler calls the model on every text that is active and takes the mean of what it says, so
-`combine` costs one call more per step, while `concat` and `average` make one text of two.
+`combine` costs one call more per step, while `concat` and `average` make one text of two. A text
+that is combined with itself is called once and counts twice.
 
 Shapes: n tokens of a text without padding, D = width, E texts, L the longest of them.
 """
@@ -18,7 +19,7 @@ from torch import Tensor
 from flowloom.shapes import prompts
 from flowloom.shapes.model import Conditioning, ShapesModel
 
-MAX_TEXTS = 16
+MAX_TEXTS = 64
 """Texts that one CONDITIONING may hold, and that may be joined into one."""
 
 
@@ -36,6 +37,8 @@ class Text:
     """Share of the sampling range after which it takes part."""
     end: float = 1.0
     """Share of the sampling range until which it takes part."""
+    times: int = 1
+    """How often it counts in the mean."""
 
     @property
     def is_bounded(self) -> bool:
@@ -73,10 +76,15 @@ def combine(first: Texts, second: Texts) -> Texts:
     Raises:
         ValueError: More than `MAX_TEXTS`.
     """
-    num_texts = len(first) + len(second)
-    if num_texts > MAX_TEXTS:
-        raise ValueError(f"conditioning: got {num_texts} texts, expected at most {MAX_TEXTS}")
-    return first + second
+    found: dict[tuple, Text] = {}
+    for text in first + second:
+        key = (id(text.tokens_nD), id(text.pooled_D), text.start, text.end)
+        known = found.get(key)
+        times = text.times + (known.times if known else 0)
+        found[key] = dataclasses.replace(text, times=times) if known else text
+    if len(found) > MAX_TEXTS:
+        raise ValueError(f"conditioning: got {len(found)} texts, expected at most {MAX_TEXTS}")
+    return tuple(found.values())
 
 
 def concat(to: Texts, other: Texts) -> Texts:

@@ -7,9 +7,9 @@ import gzip
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,8 +21,15 @@ from flowloom.shapes.upscaler import Upscaler
 from flowloom.workflow import Catalogue, ModelFile
 
 CATALOGUE_FILE = "catalogue.json.gz"
-MAX_CHECKPOINTS = 8
-"""Checkpoints that may go into one model."""
+
+
+class Part(NamedTuple):
+    """A checkpoint's share of a model."""
+
+    checkpoint: str
+    """File name."""
+    share: float
+    """Shares of a model sum to 1."""
 
 
 class Patch(NamedTuple):
@@ -32,51 +39,49 @@ class Patch(NamedTuple):
     strength: float
 
 
-class Merge(NamedTuple):
-    """Two transformers: first * ratio + second * (1 - ratio)."""
-
-    first: Weights
-    second: Weights
-    ratio: float
-
-
 class Weights(NamedTuple):
-    """What one part of a model is made of: its transformer, or its text encoder."""
+    """What one part of a model is made of: its transformer, or its text encoder.
 
-    base: str | Merge
-    """A checkpoint's file name, or a merge (transformers only)."""
+    Merging and patching are linear, so whatever nodes did, weights are a sum of checkpoints and
+    LoRAs, each once:  W = sum_c share_c W_c + sum_l strength_l B_l A_l.
+    """
+
+    parts: tuple[Part, ...]
+    """By name; one of share 1 unless merged (transformers only)."""
     patches: tuple[Patch, ...] = ()
-    """LoRAs by name, each once, none of strength 0: they are sums, so their order is none."""
+    """By name, none of strength 0."""
+
+    @classmethod
+    def of(cls, checkpoint: str) -> Weights:
+        """Those of a checkpoint as it is."""
+        return cls((Part(checkpoint, 1.0),))
 
     def patched(self, lora: str, strength: float) -> Weights:
         """With one more LoRA; the same file twice adds up."""
-        strengths = {patch.lora: patch.strength for patch in self.patches}
-        strengths[lora] = strengths.get(lora, 0.0) + strength
-        patches = (Patch(name, strengths[name]) for name in sorted(strengths))
-        return Weights(self.base, tuple(patch for patch in patches if patch.strength))
+        return Weights(self.parts, _summed(Patch, (*self.patches, Patch(lora, strength))))
 
     def merged(self, other: Weights, ratio: float) -> Weights:
-        """Of two transformers, `ratio` of this one.
-
-        Raises:
-            ValueError: More than `MAX_CHECKPOINTS` would go into it.
-        """
+        """Of two transformers: this one times `ratio` plus the other one times 1 - `ratio`."""
         if ratio in (0, 1):
             return self if ratio else other
-        merged = Weights(Merge(self, other, ratio))
-        if len(merged.checkpoints) > MAX_CHECKPOINTS:
-            raise ValueError(
-                f"model: got a merge of {len(merged.checkpoints)} checkpoints, "
-                f"expected at most {MAX_CHECKPOINTS}"
-            )
-        return merged
+        scaled = ((weights, factor) for weights, factor in ((self, ratio), (other, 1 - ratio)))
+        parts: list[Part] = []
+        patches: list[Patch] = []
+        for weights, factor in scaled:
+            parts += (Part(name, factor * share) for name, share in weights.parts)
+            patches += (Patch(name, factor * strength) for name, strength in weights.patches)
+        return Weights(_summed(Part, parts), _summed(Patch, patches))
 
-    @property
-    def checkpoints(self) -> tuple[str, ...]:
-        """File names of the checkpoints in it."""
-        if isinstance(self.base, str):
-            return (self.base,)
-        return self.base.first.checkpoints + self.base.second.checkpoints
+
+Term = TypeVar("Term", Part, Patch)
+
+
+def _summed(kind: type[Term], terms: Iterable[Term]) -> tuple[Term, ...]:
+    """Each name once, in order, without those of weight 0."""
+    sums: dict[str, float] = {}
+    for name, weight in terms:
+        sums[name] = sums.get(name, 0.0) + weight
+    return tuple(kind(name, sums[name]) for name in sorted(sums) if sums[name])
 
 
 class ModelStore:
@@ -191,16 +196,13 @@ class ModelStore:
         return self._model("text", weights)
 
     def _model(self, part: str, weights: Weights) -> ShapesModel:
-        if isinstance(weights.base, str) and not weights.patches:
-            return self.checkpoint(weights.base)
+        if len(weights.parts) == 1 and not weights.patches:
+            return self.checkpoint(weights.parts[0].checkpoint)
         key = (part, weights)
         if key in self._made:
             self._made.move_to_end(key)
             return self._made[key]
-        if isinstance(weights.base, str):
-            model = self.checkpoint(weights.base)
-        else:
-            model = self._merge(weights.base)
+        model = self._merge(weights.parts)
         for lora, strength in weights.patches:
             strengths = (strength, 0.0) if part == "transformer" else (0.0, strength)
             try:
@@ -212,16 +214,24 @@ class ModelStore:
             self._made.popitem(last=False)
         return model
 
-    def _merge(self, merge: Merge) -> ShapesModel:
-        first, second = self.transformer(merge.first), self.transformer(merge.second)
-        if first.config != second.config:
-            names = " and ".join((*merge.first.checkpoints[:1], *merge.second.checkpoints[:1]))
-            raise ValueError(f"model: got {names} of different sizes, expected equal ones to merge")
-        merged = copy.deepcopy(first)
-        parts = zip(merged.parameters(), second.parameters(), strict=True)
+    def _merge(self, parts: Sequence[Part]) -> ShapesModel:
+        models = [self.checkpoint(part.checkpoint) for part in parts]
+        for part, model in zip(parts, models, strict=True):
+            if model.config != models[0].config:
+                names = f"{parts[0].checkpoint} and {part.checkpoint}"
+                raise ValueError(
+                    f"model: got {names} of different sizes, expected equal ones to merge"
+                )
+        if len(models) == 1:
+            return models[0]
+        merged = copy.deepcopy(models[0])
         with torch.no_grad():
-            for parameter, other in parts:
-                parameter.mul_(merge.ratio).add_(other, alpha=1 - merge.ratio)
+            for parameter, *others in zip(
+                *(m.parameters() for m in (merged, *models)), strict=True
+            ):
+                parameter.zero_()
+                for part, other in zip(parts, others, strict=True):
+                    parameter.add_(other, alpha=part.share)
         return merged
 
 

@@ -48,7 +48,7 @@ class Costly:
 def checkpoint_loader(store: ModelStore, *, ckpt_name: str):
     """A transformer, its text encoder, and pixels for latents."""
     store.checkpoint(ckpt_name)
-    return Model(Weights(ckpt_name)), Weights(ckpt_name), "pixels"
+    return Model(Weights.of(ckpt_name)), Weights.of(ckpt_name), "pixels"
 
 
 def lora_loader(
