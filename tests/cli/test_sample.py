@@ -72,11 +72,11 @@ def test_a_profile_may_be_a_file(draw, tmp_path):
 
 
 def test_a_budget_bounds_the_length(draw, run_json, tmp_path):
-    draw("short", *EXAMPLE, "--classes", CORE, "--budget", 36)
+    draw("short", *EXAMPLE, "--classes", CORE, "--budget", 36, n=400)
     status, answer = run_json("encode", tmp_path / "short.jsonl", *EXAMPLE)
     assert status == 0
     assert max(len(row["tokens"]) for row in answer["results"]) <= 36
-    draw("long", *EXAMPLE, "--classes", CORE)
+    draw("long", *EXAMPLE, "--classes", CORE, n=400)
     _, answer = run_json("encode", tmp_path / "long.jsonl", *EXAMPLE)
     assert max(len(row["tokens"]) for row in answer["results"]) > 36
 
