@@ -127,3 +127,14 @@ def test_constraints_hold(run_json, run, model):
     assert status == 2
     assert "Bogus" in err
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [("star " * 2000, "prompt 2: got a prompt of 9999 characters"), (" ", "got an empty prompt")],
+)
+def test_prompts_without_end_or_content_are_refused(run, model, prompt, said):
+    status, out, err = run("design", "a star", prompt, "--model", model)
+    assert (status, out) == (2, "")
+    assert said in err
+    assert len(err.splitlines()) == 1

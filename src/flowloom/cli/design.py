@@ -62,8 +62,11 @@ class Made:
 
 def design(parsed: Namespace) -> int:
     """Design, then render and write what was asked for."""
+    from flowloom.dataset.prompt_files import check_prompt
     from flowloom.lifecycle import registry
 
+    for number, prompt in enumerate(parsed.prompts, start=1):
+        check_prompt(prompt, f"prompt {number}")
     folder = registry.champion_dir(parsed.model or registry.CHAMPION_URI)
 
     from flowloom.designer.design import Designer

@@ -52,7 +52,7 @@ def read_prompts(path: str | Path) -> list[GivenPrompt]:
     found: dict[str, GivenPrompt] = {}
     for line, prompt, kind in _READERS[suffix](_decoded(path), path):
         place = f"{path}:{line}"
-        text = _checked(prompt, place)
+        text = check_prompt(prompt, place)
         found.setdefault(text, GivenPrompt(text, kind, place))
     if not found:
         raise ValueError(f"{path}: got no prompts, expected at least one")
@@ -77,7 +77,12 @@ def _decoded(path: Path) -> str:
         raise ValueError(f"{path}:{line}: got {byte}, expected text in UTF-8") from None
 
 
-def _checked(prompt: str, place: str) -> str:
+def check_prompt(prompt: str, place: str) -> str:
+    """A prompt with single blanks.
+
+    Raises:
+        ValueError: It is empty, longer than `MAX_CHARACTERS` or not Unicode; names `place`.
+    """
     text = " ".join(prompt.split())
     if not text:
         raise ValueError(f"{place}: got an empty prompt, expected some words")
