@@ -15,7 +15,6 @@ from flowloom.dataset.near_duplicates import CoarseCode
 from flowloom.dataset.pairs import (
     SCHEMA,
     build_pairs,
-    load_pairs,
     pair_files,
     read_pairs,
     stream_pairs,
@@ -189,11 +188,6 @@ def test_card_tells_what_is_there(built, rows):
 def test_readers(built, rows):
     train = read_pairs(built[0])
     assert set(train["split"]) == {"train"}
-    flows = load_pairs(built[0], per_prompt=2)
-    assert list(flows) == list(dict.fromkeys(train["prompt"]))
-    for prompt, workflows in flows.items():
-        texts = [t for p, t in zip(train["prompt"], train["workflow"], strict=True) if p == prompt]
-        assert [json.dumps(w.to_api(), separators=(",", ":")) for w in workflows] == texts[:2]
     several = read_pairs(built[0], ("held_out_both", "held_out_prompt"), ["kind"])
     assert list(several) == ["kind"]
     assert len(several["kind"]) == 5

@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 from pyarrow import parquet
 
+from flowloom.config import to_dict
 from flowloom.runs import file_md5, write_json
 
 CARD_JSON, CARD_MD = "card.json", "card.md"
 _MODULUS = 1 << 256
 _BAR = 40
+_NO_ROWS_CHANGE = ("num_processes", "part", "workflows_file")
 
 
 class ContentDigest:
@@ -119,6 +121,15 @@ class Card:
         ]
         parts += ["## Files", _table(["file", "rows", "bytes", "md5"], rows)]
         return "\n\n".join(parts) + "\n"
+
+
+def row_config(config: Any) -> dict[str, Any]:
+    """A stage's configuration without what changes no row, and files by their content alone."""
+    fields = to_dict(config)
+    for name in _NO_ROWS_CHANGE:
+        fields.pop(name, None)
+    del fields["prompts"]["prompts_file"]
+    return fields
 
 
 def read_card(folder: Path) -> dict[str, Any]:

@@ -23,9 +23,15 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from flowloom.config import to_dict
 from flowloom.dataset import pair_shards
-from flowloom.dataset.card import Card, ContentDigest, describe_files, histogram, sorted_counts
+from flowloom.dataset.card import (
+    Card,
+    ContentDigest,
+    describe_files,
+    histogram,
+    row_config,
+    sorted_counts,
+)
 from flowloom.dataset.config import BuildPairsConfig
 from flowloom.dataset.pair_places import Choice, Places, choose
 from flowloom.dataset.prompts import Prompt, count_given
@@ -35,7 +41,7 @@ from flowloom.dataset.user_workflows import read_templates
 from flowloom.dataset.workers import run_tasks
 from flowloom.dataset.workflows import make_grammar
 from flowloom.runs import Run, file_md5, write_json
-from flowloom.workflow import Catalogue, Workflow
+from flowloom.workflow import Catalogue
 
 SCHEMA = pa.schema(
     [
@@ -53,7 +59,6 @@ COUNTED = ("split", "kind", "origin", "wording")
 PART_FILE = "part.json"
 Splits = str | Sequence[str] | None
 _BIN = 8
-_NO_ROWS_CHANGE = ("num_processes", "part")
 
 
 def build_pairs(
@@ -81,7 +86,7 @@ def build_pairs(
     """
     facts = Catalogue.load(catalogue / "catalogue.json.gz")
     identity = {
-        "config": _row_config(config),
+        "config": row_config(config),
         "catalogue": facts.hash,
     }
     if config.part is not None:
@@ -183,25 +188,6 @@ def read_pairs(
     return found
 
 
-def load_pairs(
-    path: str | Path, split: Splits = TRAIN, per_prompt: int | None = None
-) -> dict[str, list[Workflow]]:
-    """Workflows of each prompt, in the dataset's order.
-
-    Args:
-        path: Folder that `build_pairs` wrote.
-        split: One of `PAIR_SPLITS`, or several; None for all.
-        per_prompt: Most workflows of a prompt; all by default.
-    """
-    flows: dict[str, list[Workflow]] = {}
-    for rows in stream_pairs(path, split, ("prompt", "workflow")):
-        for prompt, text in zip(rows["prompt"], rows["workflow"], strict=True):
-            known = flows.setdefault(prompt, [])
-            if per_prompt is None or len(known) < per_prompt:
-                known.append(Workflow.from_api(json.loads(text)))
-    return flows
-
-
 @dataclasses.dataclass(frozen=True)
 class _Written:
     """What the card wants to know of a shard."""
@@ -298,7 +284,7 @@ def _card(
             "by template fingerprint."
         ),
         catalogue=facts.hash,
-        config=_row_config(config),
+        config=row_config(config),
         files=describe_files(part.path for part in written),
         content=content.hexdigest(),
         counts={
@@ -313,15 +299,6 @@ def _card(
             "removed": {"equal": choice.num_equal, "near": choice.num_near},
         },
     )
-
-
-def _row_config(config: BuildPairsConfig) -> dict[str, Any]:
-    """The configuration without what changes no row, and files by their content alone."""
-    fields = to_dict(config)
-    for name in _NO_ROWS_CHANGE:
-        del fields[name]
-    del fields["workflows_file"], fields["prompts"]["prompts_file"]
-    return fields
 
 
 def _build_part(

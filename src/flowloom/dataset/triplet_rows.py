@@ -11,8 +11,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from flowloom.config import to_dict
-from flowloom.dataset.card import Card, ContentDigest, count_values, describe_files, histogram
+from flowloom.dataset.card import (
+    Card,
+    ContentDigest,
+    count_values,
+    describe_files,
+    histogram,
+    row_config,
+)
 from flowloom.dataset.cells import Cell
 from flowloom.dataset.config import BuildTripletsConfig
 from flowloom.dataset.shards import Scores
@@ -30,7 +36,6 @@ _CELL = (
 _LAST = (("split", pa.string()), ("origin", pa.string()))
 _BINS = 10
 _NUM_BEST = 8
-_NO_ROWS_CHANGE = ("num_processes", "part")
 
 
 def shard_schema(terms: Sequence[str]) -> pa.Schema:
@@ -120,15 +125,6 @@ class Rows:
             text = json.dumps(cell.workflow.to_api(), separators=(",", ":"))
             self._texts[cell.fingerprint] = text
         return text
-
-
-def row_config(config: BuildTripletsConfig) -> dict[str, Any]:
-    """The configuration without what changes no row, and files by their content alone."""
-    fields = to_dict(config)
-    for name in _NO_ROWS_CHANGE:
-        del fields[name]
-    del fields["prompts"]["prompts_file"]
-    return fields
 
 
 def make_card(
