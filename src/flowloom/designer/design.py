@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from flowloom.dataset.tokenizer import split_words
+from flowloom.designer.loading import load_pair
 from flowloom.designer.policy import VOCABULARY_FILE, Policy
 from flowloom.designer.rollout import rollout
 from flowloom.reward.ensemble import Ensemble
@@ -101,8 +102,7 @@ class Designer:
         return cls(
             Catalogue.load(catalogue_dir / "catalogue.json.gz"),
             Vocabulary.from_json(json.loads((designer_dir / VOCABULARY_FILE).read_text())),
-            Policy.load(designer_dir, adapter_dir),
-            Policy.load(designer_dir),
+            *load_pair(designer_dir, adapter_dir),
             Ensemble.load(reward_dir),
             policies,
         )

@@ -25,7 +25,8 @@ from torch import Tensor
 from flowloom.dataset import triplets as triplet_data
 from flowloom.designer.config import GRPOConfig
 from flowloom.designer.guidance import masked_entropy, masked_kl
-from flowloom.designer.policy import VOCABULARY_FILE, Policy
+from flowloom.designer.loading import load_pair
+from flowloom.designer.policy import VOCABULARY_FILE
 from flowloom.designer.rollout import choice_logprobs, rollout
 from flowloom.designer.sft import is_valid
 from flowloom.reward.ensemble import Ensemble
@@ -57,7 +58,7 @@ def train_grpo(
 
     # Load
     installed = Catalogue.load(catalogue / "catalogue.json.gz")
-    policy, reference = Policy.load(designer), Policy.load(designer)
+    policy, reference = load_pair(designer)
     vocabulary = Vocabulary.from_json(json.loads((designer / VOCABULARY_FILE).read_text()))
     grammar = Grammar(installed, vocabulary, policy.config.num_workflow_tokens)
     scorer = CachedReward(Ensemble.load(reward))

@@ -233,6 +233,15 @@ class Policy(nn.Module):
         x_ND = x_BTD[:, -1] if wanted_BT is None else x_BTD[wanted_BT]
         return self.head(F.rms_norm(x_ND, (self.config.width,), self.norm, 1e-6))
 
+    @staticmethod
+    def extend_together(
+        policies: Sequence[Policy], inputs_BT: Tensor, caches: Sequence[Cache]
+    ) -> list[Tensor]:
+        """`extend` of several policies with the same inputs; logits of each, shape B V."""
+        return [
+            policy.extend(inputs_BT, cache) for policy, cache in zip(policies, caches, strict=True)
+        ]
+
     def forward(self, prompts_PL: Tensor, tokens_BT: Tensor, wanted_BT: Tensor) -> Tensor:
         """Teacher-forced logits of the wanted tokens, each prompt read once for its B / P rows.
 

@@ -186,10 +186,7 @@ class _Sampler:
                 # Nothing to choose in any row: read these tokens together with the next ones.
                 self.append(self.legal_BV.int().argmax(1), None)
                 continue
-            logits = [
-                policy.extend(self.unread_BK, cache)
-                for policy, cache in zip(self.policies, self.caches, strict=True)
-            ]
+            logits = self.policies[0].extend_together(self.policies, self.unread_BK, self.caches)
             self.unread_BK = self.unread_BK[:, :0]
             yield self.legal_BV, logits
 
@@ -311,6 +308,7 @@ def choice_logprobs(
         the token chosen, shape N.
     """
     logits_NV = policy(prompts_PL, sequences.tokens_BT, sequences.choice_BT)
-    logprobs_NV = guide.masked_log_softmax(logits_NV, sequences.legal())
-    chosen_N = sequences.tokens_BT[sequences.choice_BT]
+    device = logits_NV.device
+    logprobs_NV = guide.masked_log_softmax(logits_NV, sequences.legal().to(device))
+    chosen_N = sequences.tokens_BT[sequences.choice_BT].to(device)
     return logprobs_NV, logprobs_NV.gather(1, chosen_N[:, None])[:, 0]
