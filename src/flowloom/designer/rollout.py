@@ -98,6 +98,7 @@ def rollout(
     guidance: float = 1.0,
     floor: float = guide.FLOOR,
     seed: int = 0,
+    streams: Sequence[int] | None = None,
 ) -> Rollout:
     """Sample designs.
 
@@ -112,6 +113,7 @@ def rollout(
         guidance: Weight w of `guidance.guided_log_probs`.
         floor: Its plausibility floor.
         seed: Row b draws from stream b of this seed, whatever else is in the batch.
+        streams: Stream of each row instead, P * G numbers: of rows that are part of a larger batch.
 
     Raises:
         ValueError: `guidance` without `reference`, or a policy with non-finite output.
@@ -120,13 +122,15 @@ def rollout(
         raise ValueError(f"guidance: got {guidance} without a reference policy, expected 1")
     policies = [policy] if guidance == 1.0 else [policy, reference]
     max_length = policy.config.num_workflow_tokens
+    streams = range(len(prompts) * num_per_prompt) if streams is None else streams
     noise = np.random.Generator(np.random.Philox(key=seed))
+    noise_BT = noise.random((max(streams) + 1, max_length), np.float32)[np.asarray(streams)]
     prompts_per_chunk = max(1, MAX_ROWS // num_per_prompt)
     chunks = []
     with torch.no_grad():
         for start in range(0, len(prompts), prompts_per_chunk):
             chunk = prompts[start : start + prompts_per_chunk]
-            uniform_BT = noise.random((len(chunk) * num_per_prompt, max_length), np.float32)
+            uniform_BT = noise_BT[start * num_per_prompt :][: len(chunk) * num_per_prompt]
             sampler = _Sampler(policies, grammar, chunk, num_per_prompt, max_length)
             for legal_BV, logits in sampler:
                 if guidance == 1.0:
