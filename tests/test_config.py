@@ -1,4 +1,5 @@
-"""Facts pinned: overrides nest and name what they refuse; 3.0 is an int, 3.5 and True are not."""
+"""Facts pinned: overrides nest and name what they refuse; 3.0 is an int, 3.5 and True are not;
+where a field may be one of several dataclasses, the names given choose."""
 
 import dataclasses
 from typing import Literal
@@ -30,6 +31,29 @@ def test_nested_fields_are_replaced_and_the_rest_stays():
     assert config == Config(steps=3, optimizer=Optimizer(lr=1.0, warmup_frac=0.1))
     assert isinstance(config.steps, int)
     assert override(config, {"optimizer": {"warmup_frac": None}}).optimizer.warmup_frac is None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Momentum:
+    beta: float = 0.9
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Either:
+    optimizer: Optimizer | Momentum = Optimizer(lr=0.5)
+
+
+def test_the_names_given_choose_among_several():
+    momentum = override(Either(), {"optimizer": {"beta": 1}})
+    assert momentum == Either(optimizer=Momentum(beta=1.0))
+    assert override(momentum, to_dict(Either())) == Either()
+    assert override(Either(), {"optimizer": {"warmup_frac": 0.1}}).optimizer == Optimizer(
+        lr=0.5, warmup_frac=0.1
+    )
+    with pytest.raises(ValueError, match=r"optimizer.gamma: unknown field, expected one of lr"):
+        override(Either(), {"optimizer": {"gamma": 1}})
+    with pytest.raises(ValueError, match=r"optimizer: got 3, expected a mapping"):
+        override(Either(), {"optimizer": 3})
 
 
 def test_lists_become_tuples_and_come_back_as_lists():

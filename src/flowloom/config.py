@@ -32,7 +32,8 @@ def override(config: ConfigT, changes: Mapping[str, Any], where: str = "") -> Co
 
     Args:
         config: A frozen dataclass.
-        changes: Field name to value; a nested dataclass takes a mapping.
+        changes: Field name to value; a nested dataclass takes a mapping, and where a field may be
+            one of several, the one that has all these names.
         where: Dotted prefix named in errors.
 
     Raises:
@@ -47,7 +48,8 @@ def override(config: ConfigT, changes: Mapping[str, Any], where: str = "") -> Co
             raise ValueError(f"{path}: unknown field, expected one of {', '.join(sorted(fields))}")
         current = getattr(config, name)
         if dataclasses.is_dataclass(current) and isinstance(value, Mapping):
-            values[name] = override(current, value, f"{path}.")
+            start = _variant(current, hints[name], value)
+            values[name] = override(start, value, f"{path}.")
         else:
             values[name] = _coerce(value, hints[name], path)
     return dataclasses.replace(config, **values)  # type: ignore[type-var]
@@ -83,12 +85,26 @@ def to_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
+def _variant(current: Any, hint: Any, changes: Mapping[str, Any]) -> Any:
+    """What a mapping changes: the current value, unless it only fits another type of the union.
+
+    That one starts from its defaults.
+    """
+    options: list[Any] = [type(current), *typing.get_args(hint)]
+    for option in options:
+        known = getattr(option, "__dataclass_fields__", None)
+        if known and known.keys() >= changes.keys():
+            return current if type(current) is option else option()
+    return current
+
+
 def _coerce(value: Any, hint: Any, path: str) -> Any:
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in options:
             return None
-        (inner,) = [option for option in options if option is not type(None)]
+        inner, *others = [option for option in options if option is not type(None)]
+        check(not others, path, value, "a mapping of fields")
         return _coerce(value, inner, path)
     if origin is typing.Literal:
         check(value in options, path, value, f"one of {options}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from flowloom.config import check
 
@@ -33,21 +34,86 @@ class PolicyConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LoRAConfig:
+    """Low-rank adapters of a pretrained language model (arXiv 2106.09685)."""
+
+    rank: int = 16
+    """Rank of each update B A."""
+    alpha: float = 32.0
+    """The update is scaled by alpha / rank."""
+    dropout: float = 0.0
+    """Dropout before A, in SFT only: tuning compares probabilities and needs them exact."""
+    target_modules: tuple[str, ...] = (
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    )  # fmt: skip
+    """Last name of each adapted linear layer."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        check(self.rank >= 1, "rank", self.rank, ">= 1")
+        check(self.alpha > 0, "alpha", self.alpha, "> 0")
+        check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+        check(len(self.target_modules) > 0, "target_modules", self.target_modules, "a name")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LanguageModelConfig:
+    """A pretrained causal language model that learns the workflow vocabulary."""
+
+    name_or_path: str = "Qwen/Qwen3-0.6B"
+    """Folder, or name on the hub, of a causal language model with its tokenizer."""
+    revision: str | None = None
+    """Commit of a hub model; None takes its newest."""
+    prompt_template: str = "Write the image workflow for this prompt.\nPrompt: {prompt}\nWorkflow:"
+    """What the model reads before the workflow; `{prompt}` is replaced."""
+    use_chat_template: bool = False
+    """Wrap that text as a user's turn by the tokenizer's chat template."""
+    num_prompt_tokens: int = 128
+    """Tokens kept of a prompt; the template's come on top."""
+    num_workflow_tokens: int = 64
+    """Workflow positions, and the grammar's token budget: no design is longer."""
+    lora: LoRAConfig = LoRAConfig()
+    """The adapter of SFT, merged into the saved model, and that of tuning, kept beside it."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Of the frozen weights; workflow rows and adapters are float32."""
+    device: str = "auto"
+    """Where it runs, as torch names it; `auto` is the first GPU, else the CPU."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention implementation of transformers."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass; a prompt is then read once per row."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        for name in ("num_prompt_tokens", "num_workflow_tokens"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), ">= 1")
+        once = self.prompt_template.count("{prompt}") == 1
+        check(once, "prompt_template", self.prompt_template, "{prompt} once")
+        check(bool(self.name_or_path), "name_or_path", self.name_or_path, "a folder or a name")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SFTConfig:
     """`train_sft`: maximum likelihood under the grammar mask, on pairs, then on good cells."""
 
     seed: int = 0
     """Seed of weights, batches and samples."""
-    policy: PolicyConfig = PolicyConfig()
-    """Size of the model."""
+    policy: PolicyConfig | LanguageModelConfig = PolicyConfig()
+    """The model: the embedded one by size, or a pretrained language model."""
     prior_steps: int = 130
     """Phase 1: steps on the prompt-workflow pairs."""
     best_steps: int = 70
-    """Phase 2: steps on the best cells of each train prompt of the triplets."""
+    """Phase 2: steps on the best cells of each train prompt of the triplets, if they are given."""
     best_per_prompt: int = 2
     """Cells kept per prompt, by shrunk mean score."""
+    score_levels: int | None = None
+    """Phase 2 on all cells instead, each after a word for its score's quantile within the prompt,
+    one of so many (ComfyGen-FT, arXiv 2410.01731). Off is None."""
     batch_size: int = 128
-    """Sequences per step."""
+    """Sequences per step, of all processes together."""
+    micro_batch_size: int | None = None
+    """Sequences per forward pass of a process; smaller ones take less memory and change nothing
+    but the order of summation. None takes the whole batch at once."""
     lr: float = 3e-3
     """Peak learning rate of AdamW; falls linearly to a tenth within each phase."""
     warmup_steps: int = 10
@@ -56,6 +122,10 @@ class SFTConfig:
     """Largest gradient norm."""
     num_samples: int = 200
     """Designs sampled at the end to log validity, distinct share and length."""
+    num_held_out: int = 256
+    """Held-out pairs at most whose likelihood is reported at the end."""
+    num_processes: int = 2
+    """Worker processes that encode pairs, of no use for a single shard; changes no result."""
     checkpoint_every: int = 20
     """Steps between checkpoints of an unfinished run."""
     num_threads: int = 1
@@ -64,10 +134,13 @@ class SFTConfig:
     def __post_init__(self) -> None:
         """Check the fields."""
         positive = ("batch_size", "best_per_prompt", "num_samples", "checkpoint_every")
-        for name in (*positive, "num_threads"):
+        for name in (*positive, "num_processes", "num_threads"):
             check(getattr(self, name) >= 1, name, getattr(self, name), ">= 1")
-        for name in ("prior_steps", "best_steps", "warmup_steps"):
+        for name in ("prior_steps", "best_steps", "warmup_steps", "num_held_out"):
             check(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
+        rows, levels = self.micro_batch_size, self.score_levels
+        check(rows is None or rows >= 1, "micro_batch_size", rows, ">= 1")
+        check(levels is None or 2 <= levels <= 26, "score_levels", levels, "in [2, 26]")
         check(self.prior_steps + self.best_steps > 0, "prior_steps", self.prior_steps, "a step")
         check(self.lr > 0, "lr", self.lr, "> 0")
         check(self.grad_clip > 0, "grad_clip", self.grad_clip, "> 0")

@@ -163,6 +163,10 @@ class Policy(nn.Module):
                     std = 0.5 if name == "embedding.weight" else 0.02
                 nn.init.normal_(weight, std=std, generator=generator)
 
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """What SFT trains: all weights."""
+        return dict(self.named_parameters())
+
     def tuned_parameters(self) -> dict[str, nn.Parameter]:
         """What GRPO trains and an adapter holds: all weights but the embeddings."""
         return {n: w for n, w in self.named_parameters() if not n.startswith("embedding.")}
