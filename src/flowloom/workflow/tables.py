@@ -18,6 +18,7 @@ import numpy as np
 from flowloom.workflow import vocabulary as voc
 from flowloom.workflow.catalogue import Catalogue
 from flowloom.workflow.inputs import InputSpec
+from flowloom.workflow.restrictions import did_you_mean, unknown_value
 from flowloom.workflow.steps import DONE, FILE, LINK, SEED, TEXT, VALUE, Schema, Step
 from flowloom.workflow.vocabulary import Vocabulary
 
@@ -266,16 +267,24 @@ class Tables:
                 self.allowed[:, self.vocabulary.class_ids[name]] = False
             elif files:
                 self.allowed[:, files] = False
-            else:
+            elif "=" in name:
                 self._narrow(*_split(name, "forbid"), "forbid", keep=False)
+            else:
+                known = [*self.class_names, *(str(rows[i].value) for i in self.file_ids)]
+                raise GrammarError(
+                    f"forbid: got {name!r}, expected input=value or the name of a class or file of "
+                    f"the catalogue{did_you_mean(name, known)}"
+                )
 
     def _narrow(self, key: str, value: Any, what: str, keep: bool) -> None:
-        found = False
+        found, values = False, []
         tokens = self.vocabulary.tokens
         for r, (class_type, step, _) in enumerate(self.holes):
             if key not in (step.name, f"{class_type}.{step.name}"):
                 continue
-            hits = [i for i in np.flatnonzero(self.allowed[r]) if _same(tokens[i], value)]
+            legal = np.flatnonzero(self.allowed[r])
+            values += [tokens[i].value for i in legal if tokens[i].group in ("file", "value")]
+            hits = [i for i in legal if _same(tokens[i], value)]
             found |= bool(hits)
             if keep:
                 kept = np.zeros(self.vocabulary.size, bool)
@@ -284,9 +293,8 @@ class Tables:
             else:
                 self.allowed[r, hits] = False
         if not found:
-            raise GrammarError(
-                f"{what} {key}={value}: no such input, or the value is not among its tokens"
-            )
+            names = [step.name for _, step, _ in self.holes]
+            raise GrammarError(unknown_value(what, key, value, names, values))
 
     @cached_property
     def has_files(self) -> np.ndarray:
@@ -342,8 +350,7 @@ def _number(token: voc.Token) -> float:
 def _split(item: str, what: str) -> tuple[str, Any]:
     key, equals, text = str(item).partition("=")
     if not equals or not key:
-        names = "" if what == "require" else " or the name of a class or file of the catalogue"
-        raise GrammarError(f"{what}: got {item!r}, expected input=value{names}")
+        raise GrammarError(f"{what}: got {item!r}, expected input=value")
     try:
         return key, json.loads(text)
     except ValueError:
