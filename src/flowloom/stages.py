@@ -42,7 +42,9 @@ STAGES: dict[str, Stage] = {
         optional=("parts",),
     ),
     "train_sft": Stage(
-        function="flowloom.designer.sft:train_sft", inputs=("catalogue", "pairs", "triplets")
+        function="flowloom.designer.sft:train_sft",
+        inputs=("catalogue", "pairs"),
+        optional=("triplets",),
     ),
     "train_reward": Stage(
         function="flowloom.reward.member:train_reward", inputs=("catalogue", "triplets")

@@ -111,7 +111,8 @@ def test_a_stage_gets_its_inputs_and_hands_its_artifact_on(name, calls, tmp_path
     assert stage == name
     changes = {"field": 3.0} | ({"member": 1} if name == "train_reward" else {})
     assert config == (name, changes)
-    assert set(inputs) == set(stages.STAGES[name].inputs) | (set(inputs) & {"decision", "training"})
+    optional = set(inputs) & {"triplets", "decision", "training"}
+    assert set(inputs) == set(stages.STAGES[name].inputs) | optional
     for key, given in inputs.items():
         if key == "members":
             assert given == [tmp_path / f"member-{k}" for k in range(3)]

@@ -68,16 +68,3 @@ def test_a_non_finite_loss_names_its_step(tmp_path, inputs, monkeypatch):
     monkeypatch.setattr(sft, "choice_logprobs", breaking)
     with pytest.raises(FloatingPointError, match="train_sft: step 2: loss is nan"):
         _train(tmp_path / "run", inputs)
-
-
-def test_batches_have_like_lengths_and_cover_the_rows(inputs, grammar):
-    from flowloom.dataset.tables import read_table
-
-    rows = read_table(inputs["pairs"] / "pairs.parquet")
-    examples = sft._Examples(rows["prompt"], sft._encode(rows["workflow"], grammar), grammar)
-    stream = examples.batches(16, (0, 0))
-    batches = [next(stream) for _ in range(10)]
-    assert sorted(torch.cat(batches).tolist()) == list(range(160))
-    lengths = examples.sequences.lengths_B.float()
-    spread = torch.stack([lengths[batch].std() for batch in batches]).mean()
-    assert spread < 0.5 * lengths.std()

@@ -56,7 +56,8 @@ def run(parsed: Namespace) -> int:
         given["members"] = members if isinstance(members, list) else [members]
     # What was given also serves the stages before.
     made: dict[str, Any] = dict(given)
-    inputs = {name: _make(name, parsed.recipe, made) for name in STAGES[parsed.stage].inputs}
+    wanted = _wanted(parsed.stage, config)
+    inputs = {name: _make(name, parsed.recipe, made) for name in wanted}
     result = stages.run(parsed.stage, config, {**given, **inputs})
     if parsed.json:
         record = {"stage": result.stage, "out": str(result.out_dir), "digest": result.digest}
@@ -74,13 +75,19 @@ def _make(name: str, recipe: str, done: dict[str, Any]) -> Any:
 
     if name not in done:
         stage = MAKES[name]
-        inputs = {other: _make(other, recipe, done) for other in STAGES[stage].inputs}
+        config = stage_config(recipe, stage)
+        inputs = {other: _make(other, recipe, done) for other in _wanted(stage, config)}
         if name == "members":
             configs = [stage_config(recipe, stage, {"member": k}) for k in range(NUM_MEMBERS)]
             done[name] = [stages.run(stage, config, inputs).out_dir for config in configs]
         else:
-            done[name] = stages.run(stage, stage_config(recipe, stage), inputs).out_dir
+            done[name] = stages.run(stage, config, inputs).out_dir
     return done[name]
+
+
+def _wanted(stage: str, config: Any) -> tuple[str, ...]:
+    """Inputs that a stage needs, and optional ones that its configuration makes use of."""
+    return (*STAGES[stage].inputs, *getattr(config, "wanted_inputs", ()))
 
 
 def _given(assignments: list[str]) -> dict[str, Any]:
@@ -107,7 +114,8 @@ def _describe(parsed: Namespace, config: Any, given: dict[str, Any]) -> int:
         expected = ", ".join(stage.inputs + stage.optional) or "none"
         known = name in stage.inputs + stage.optional
         check(known, f"{parsed.stage}: input", name, f"one of: {expected}")
-    sources = {name: str(given.get(name, f"stage {MAKES[name]}")) for name in stage.inputs}
+    wanted = _wanted(parsed.stage, config)
+    sources = {name: str(given.get(name, f"stage {MAKES[name]}")) for name in wanted}
     sources |= {name: str(given[name]) for name in stage.optional if name in given}
     if parsed.json:
         print_json({"stage": parsed.stage, "config": to_dict(config), "inputs": sources})

@@ -145,6 +145,11 @@ class SFTConfig:
         check(self.lr > 0, "lr", self.lr, "> 0")
         check(self.grad_clip > 0, "grad_clip", self.grad_clip, "> 0")
 
+    @property
+    def wanted_inputs(self) -> tuple[str, ...]:
+        """Optional inputs of the stage that this configuration makes use of."""
+        return ("triplets",) if self.best_steps else ()
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GRPOConfig:
@@ -159,7 +164,11 @@ class GRPOConfig:
     designs_per_prompt: int = 8
     """Designs per group: the advantage compares a design with its group's mean."""
     num_minibatches: int = 8
-    """Updates per rollout; whole groups go to one minibatch."""
+    """Updates per rollout and epoch; whole groups go to one minibatch."""
+    epochs: int = 1
+    """Passes over a rollout's minibatches."""
+    accumulate: int = 1
+    """Backward passes per update: the memory of a minibatch's share, the gradient of the whole."""
     lr: float = 1e-3
     """Learning rate of AdamW over all weights but the embeddings."""
     warmup_steps: int = 2
@@ -168,14 +177,31 @@ class GRPOConfig:
     """Clip range of the importance ratio per token."""
     kl_coef: float = 0.05
     """Weight of KL(policy || SFT reference) per choice: stays where the ensemble is right."""
+    kl: Literal["exact", "k3"] = "exact"
+    """The KL as a sum over legal tokens, or its k3 estimate from the chosen ones."""
+    kl_gate_frac: float | None = None
+    """Only this share of a rollout's designs, those of largest spread, pays for the KL; null: all.
+    """
     entropy_coef: float = 0.0
     """Weight of an entropy bonus per choice; it also rewards what the reference never does."""
+    entropy_floor: float | None = None
+    """The bonus acts only on rollouts of less mean entropy per choice, in nats; null: always."""
     divide_by_std: bool = False
     """Divide advantages by the group's standard deviation; sharpens to nearly one workflow."""
+    advantage_clip: float | None = None
+    """Largest size of an advantage; null: none is cut."""
     grad_clip: float = 1.0
     """Largest gradient norm."""
     max_step_kl: float = 1.0
     """Trust region: the run stops if one rollout's updates move the policy further, in nats."""
+    watch_every: int | None = None
+    """Steps between looks at reward hacking: designs are rendered and logged; null: never."""
+    watch_prompts: int = 8
+    """Designs rendered at each look, one per prompt."""
+    watch_rubric: str = "shapes"
+    """What scores them."""
+    num_proposals: int | None = None
+    """Designs of the tuned policy handed on for rendering (`proposals.parquet`); null: none."""
     checkpoint_every: int = 5
     """Steps between checkpoints of an unfinished run."""
     num_threads: int = 1
@@ -184,13 +210,27 @@ class GRPOConfig:
     def __post_init__(self) -> None:
         """Check the fields."""
         positive = ("num_steps", "prompts_per_step", "num_minibatches", "checkpoint_every")
-        for name in (*positive, "num_threads"):
+        for name in (*positive, "epochs", "accumulate", "watch_prompts", "num_threads"):
             check(getattr(self, name) >= 1, name, getattr(self, name), ">= 1")
+        for name in ("watch_every", "num_proposals"):
+            value = getattr(self, name)
+            check(value is None or value >= 1, name, value, ">= 1 or null")
         check(self.designs_per_prompt >= 2, "designs_per_prompt", self.designs_per_prompt, ">= 2")
         whole = self.prompts_per_step % self.num_minibatches == 0
         expected = f"a divisor of prompts_per_step = {self.prompts_per_step}"
         check(whole, "num_minibatches", self.num_minibatches, expected)
+        groups = self.prompts_per_step // self.num_minibatches
+        expected = f"a divisor of the {groups} prompts of a minibatch"
+        check(groups % self.accumulate == 0, "accumulate", self.accumulate, expected)
         for name in ("lr", "clip", "grad_clip", "max_step_kl"):
             check(getattr(self, name) > 0, name, getattr(self, name), "> 0")
         for name in ("kl_coef", "entropy_coef", "warmup_steps"):
             check(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
+        share = self.kl_gate_frac
+        check(share is None or 0 < share <= 1, "kl_gate_frac", share, "in (0, 1] or null")
+        floor = self.entropy_floor
+        check(floor is None or floor >= 0, "entropy_floor", floor, ">= 0 or null")
+        idle = floor is not None and self.entropy_coef == 0
+        check(not idle, "entropy_floor", floor, "null where entropy_coef is 0")
+        bound = self.advantage_clip
+        check(bound is None or bound > 0, "advantage_clip", bound, "> 0 or null")

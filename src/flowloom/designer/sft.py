@@ -1,21 +1,22 @@
 """Supervised fine-tuning of the designer: maximum likelihood of workflows under the grammar mask.
 
-Phase 1 fits the prior on prompt-workflow pairs. Phase 2 fits the best cells of each train prompt of
-the triplets: score-conditioned fine-tuning as in ComfyGen-FT (arXiv 2410.01731), with the score's
-condition replaced by a choice.
+Phase 1 fits the prior on prompt-workflow pairs, streamed from token shards (`examples`). Phase 2,
+where there are triplets, fits the best cells of each train prompt; or, with `score_levels`, all
+cells after a word for their score, as ComfyGen-FT (arXiv 2410.01731).
 
 Departures: 1. the likelihood is of legal tokens against legal tokens, so nothing is spent on
-learning the grammar; 2. forced tokens carry no loss; 3. cells are chosen by shrunk means
+learning the grammar; 2. forced tokens carry no loss; 3. cells are judged by shrunk means
 (`selection`).
 One process: flowloom run train_sft --recipe demo
+N processes: torchrun --nproc-per-node N -m flowloom run train_sft --recipe demo
 
 Shapes: B sequences of a batch, T tokens, N choices in it, L prompt positions.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,71 +24,85 @@ import torch
 from torch import Tensor
 
 from flowloom.dataset import triplets as triplet_data
-from flowloom.dataset.pairs import read_pairs
-from flowloom.dataset.tokenizer import WordTokenizer
+from flowloom.dataset.pairs import stream_pairs
+from flowloom.dataset.splits import PAIR_SPLITS, TRAIN
 from flowloom.designer.config import SFTConfig
+from flowloom.designer.examples import Examples, pair_examples, write_shard
+from flowloom.designer.loading import build_policy
 from flowloom.designer.policy import VOCABULARY_FILE, Policy
-from flowloom.designer.rollout import Sequences, choice_logprobs, replay, rollout
+from flowloom.designer.processes import Processes
+from flowloom.designer.rollout import choice_logprobs, rollout
+from flowloom.designer.score_levels import (
+    levels_of,
+    prompt_for_best,
+    prompt_with_level,
+    save_levels,
+)
 from flowloom.designer.selection import best_cells, shrunk_means
 from flowloom.runs import Run, write_json, write_state
-from flowloom.workflow import Catalogue, Grammar, Vocabulary, Workflow, decode, encode, validate
+from flowloom.workflow import Catalogue, Grammar, Vocabulary, Workflow, decode, validate
 
-POOL_BATCHES = 8
-"""Batches sorted by length together: little padding, still random company."""
+PHASES = ("prior", "best")
+EVAL_ROWS = 64
+"""Held-out pairs per forward pass."""
 
 
 def train_sft(
-    config: SFTConfig, run: Run, *, catalogue: Path, pairs: Path, triplets: Path
+    config: SFTConfig, run: Run, *, catalogue: Path, pairs: Path, triplets: Path | None = None
 ) -> dict[str, float]:
-    """Train a designer from scratch.
+    """Train a designer.
 
     Args:
         config: Its configuration.
         run: Run folder; `out` becomes a designer folder.
-        catalogue: Folder of `publish_generator`.
+        catalogue: Folder of `publish_generator`, or any with a `catalogue.json.gz`.
         pairs: Folder of `build_pairs`.
-        triplets: Folder of `build_triplets`.
+        triplets: Folder of `build_triplets`; without it there is no phase 2, and nothing that was
+            ever rendered is needed.
 
     Returns:
-        Losses in nats per choice, validity, distinct share and length of samples.
+        Losses in nats per choice, also of held-out pairs and there per workflow; validity, distinct
+        share and length of samples. Nothing in a process that another one logs for.
 
     Raises:
+        ValueError: Nothing to train on, or a batch smaller than the number of processes.
         FloatingPointError: The loss is not finite; names the step.
     """
     torch.set_num_threads(config.num_threads)
+
+    # Validate
+    processes = Processes()
+    if config.batch_size < processes.num:
+        raise ValueError(f"batch_size: got {config.batch_size}, expected >= {processes.num}")
+    spans = (config.prior_steps, config.best_steps if triplets else 0)
+    if not sum(spans):
+        raise ValueError("prior_steps: got 0 without triplets, expected a step")
 
     # Load
     installed = Catalogue.load(catalogue / "catalogue.json.gz")
     vocabulary = Vocabulary.build(installed)
     grammar = Grammar(installed, vocabulary, config.policy.num_workflow_tokens)
-    pair_rows = read_pairs(pairs, columns=("prompt", "workflow"))
-    train_rows = triplet_data.load(triplets, "train")
-    tokenizer = WordTokenizer.fit([*pair_rows["prompt"], *train_rows["prompt"]])
+    if processes.is_first:
+        _write_examples(config, run, grammar, catalogue, pairs, triplets)
+    processes.wait()
+    shards = [sorted(run.work.glob(f"{name}-*.arrow")) for name in PHASES]
+    data = [Examples(paths, vocabulary.size) if paths else None for paths in shards]
+    texts = {prompt for examples in data if examples for prompt in examples.prompts()}
+    texts |= {prompt_with_level("", level) for level in range(config.score_levels or 0)}
 
     # Build
-    policy = Policy(config.policy, tokenizer, vocabulary.size, config.seed)
+    policy = build_policy(
+        config.policy, vocabulary=vocabulary, catalogue=installed, texts=sorted(texts),
+        seed=config.seed,
+    )  # fmt: skip
+    weights = policy.trainable_parameters()
     optimizer = torch.optim.AdamW(
-        policy.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+        list(weights.values()), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True
     )
-    prior = _Examples(pair_rows["prompt"], _encode(pair_rows["workflow"], grammar), grammar)
-    chosen = best_cells(
-        shrunk_means(*(train_rows[c] for c in ("prompt", "kind", "fingerprint", "score"))),
-        config.best_per_prompt,
-    )
-    workflow_of = dict(zip(train_rows["fingerprint"], train_rows["workflow"], strict=True))
-    best = _Examples(
-        [prompt for prompt, _ in chosen],
-        _encode([workflow_of[fingerprint] for _, fingerprint in chosen], grammar),
-        grammar,
-    )
-    phases = [
-        (step, phase, span)
-        for phase, span in enumerate((config.prior_steps, config.best_steps))
-        for step in range(span)
-    ]
+    phases = [(step, phase, span) for phase, span in enumerate(spans) for step in range(span)]
     streams = [
-        examples.batches(config.batch_size, (config.seed, phase))
-        for phase, examples in enumerate((prior, best))
+        examples and examples.batches(config.batch_size, (config.seed, phase))
+        for phase, examples in enumerate(data)
     ]
 
     # Resume
@@ -95,57 +110,81 @@ def train_sft(
     start, losses = 0, []
     if checkpoint.is_file():
         state = torch.load(checkpoint, weights_only=True)
-        policy.load_state_dict(state["policy"])
+        with torch.no_grad():
+            for name, weight in weights.items():
+                weight.copy_(state["policy"][name])
         optimizer.load_state_dict(state["optimizer"])
         start, losses = state["step"], state["losses"]
         run.log(f"resumed at step {start}")
 
     # Loop
+    policy.train()
     for step, (in_phase, phase, span) in enumerate(phases):
-        rows = next(streams[phase])
+        examples, stream = data[phase], streams[phase]
+        assert examples
+        assert stream
+        rows = next(stream)
         if step < start:
             continue
-        examples = (prior, best)[phase]
 
         # Update
         warm = min(1.0, (step + 1) / (config.warmup_steps + 1))
         lr = config.lr * warm * (1.0 - 0.9 * in_phase / span)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        sequences = examples.sequences.select(rows)
-        _, logprobs_N = choice_logprobs(policy, examples.prompt_ids(policy, rows), sequences)
-        loss = -logprobs_N.mean()
         optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.grad_clip)
+        # Dropout, where a model has it, is a function of (seed, step, rank) too.
+        torch.manual_seed(_dropout_seed(config.seed, step, processes.rank))
+        num_choices, loss = int(examples.num_choices[rows].sum()), torch.zeros(())
+        mine = rows[processes.rank :: processes.num]
+        for part in mine.split(config.micro_batch_size or len(mine)):
+            part_loss = -_logprob(policy, examples, part) / num_choices
+            part_loss.backward()
+            loss += part_loss.detach().cpu()
+        loss = processes.sum(loss)
+        processes.sum_gradients(weights.values())
+        norm = torch.nn.utils.clip_grad_norm_(weights.values(), config.grad_clip)
         if not (loss.isfinite() and norm.isfinite()):
             raise FloatingPointError(f"train_sft: step {step}: loss is {loss.item()}")
         optimizer.step()
 
         # Log
         losses.append(loss.item())
-        nats = -logprobs_N.sum().item() / len(rows)
-        name = ("prior", "best")[phase]
-        run.metric(step, {f"sft/{name}_loss": losses[-1], f"sft/{name}_nats": nats, "sft/lr": lr})
-        if (step + 1) % 50 == 0 or step + 1 == len(phases):
+        nats = losses[-1] * num_choices / len(rows)
+        name = PHASES[phase]
+        if processes.is_first:
+            values = {f"sft/{name}_loss": losses[-1], f"sft/{name}_nats": nats, "sft/lr": lr}
+            run.metric(step, values)
+        if processes.is_first and ((step + 1) % 50 == 0 or step + 1 == len(phases)):
             run.log(f"step {step + 1}/{len(phases)} {name}: {losses[-1]:.3f} nats per choice")
 
         # Save
-        if (step + 1) % config.checkpoint_every == 0:
-            state = {"policy": policy.state_dict(), "optimizer": optimizer.state_dict()}
+        if processes.is_first and (step + 1) % config.checkpoint_every == 0:
+            state = {"policy": dict(weights), "optimizer": optimizer.state_dict()}
             write_state(checkpoint, {**state, "step": step + 1, "losses": losses})
 
+    # Report
+    if not processes.is_first:
+        return {}
+    policy.eval()
     policy.save(run.out)
     write_json(run.out / VOCABULARY_FILE, vocabulary.to_json())
-    prompts = sorted(set(train_rows["prompt"]))
-    sampled = _sample(policy, grammar, prompts, config.num_samples, config.seed)
+    save_levels(run.out, config.score_levels)
     metrics = {"sft/params": float(sum(weight.numel() for weight in policy.parameters()))}
-    for name, part in zip(("prior", "best"), np.split(losses, [config.prior_steps]), strict=True):
+    for name, part in zip(PHASES, np.split(losses, [config.prior_steps]), strict=True):
         if len(part):
             metrics[f"sft/{name}_loss"] = float(part[-10:].mean())
-    metrics.update({f"sft/{name}": value for name, value in sampled.items()})
-    run.log(f"samples: {sampled['valid_frac']:.3f} valid, {sampled['unique_frac']:.3f} distinct")
-    return metrics
+    held_out = sorted(run.work.glob("held-out-*.arrow"))
+    if held_out:
+        metrics |= _held_out(policy, Examples(held_out, vocabulary.size))
+    prior = data[0]
+    assert prior
+    prompts = [prompt_for_best(prompt, config.score_levels) for prompt in sorted(prior.prompts())]
+    sampled = _sample(policy, grammar, prompts, config.num_samples, config.seed)
+    run.log(
+        ", ".join(f"{name.removeprefix('sft/')} {value:.4g}" for name, value in sampled.items())
+    )
+    return metrics | sampled
 
 
 def is_valid(workflow: Workflow, catalogue: Catalogue) -> bool:
@@ -153,60 +192,73 @@ def is_valid(workflow: Workflow, catalogue: Catalogue) -> bool:
     return all(problem.severity != "error" for problem in validate(workflow, catalogue))
 
 
-class _Examples:
-    """Prompts and designs, replayed through the grammar once."""
-
-    def __init__(self, prompts: Sequence[str], designs: Sequence[list[int]], grammar: Grammar):
-        self.prompts = list(prompts)
-        self.sequences: Sequences = replay(grammar, designs)
-
-    def prompt_ids(self, policy: Policy, rows: Tensor) -> Tensor:
-        return policy.encode_prompts([self.prompts[row] for row in rows.tolist()])
-
-    def batches(self, batch_size: int, key: Sequence[int]) -> Iterator[Tensor]:
-        """Endless batches of rows of like length; epoch e is a function of (key, e)."""
-        lengths = self.sequences.lengths_B.numpy()
-        num = len(lengths)
-        if num == 0:
-            raise ValueError("train_sft: got no examples, expected at least one")
-        # With fewer rows than a batch, an epoch is repeated until it fills one.
-        repeats = -(-batch_size // num)
-        epoch = 0
-        while True:
-            rng = np.random.default_rng([*key, epoch])
-            order = np.concatenate([rng.permutation(num) for _ in range(repeats)])
-            order = order[: len(order) // batch_size * batch_size]
-            pools = [
-                order[at : at + POOL_BATCHES * batch_size]
-                for at in range(0, len(order), POOL_BATCHES * batch_size)
-            ]
-            by_length = [pool[np.argsort(lengths[pool], kind="stable")] for pool in pools]
-            order = np.concatenate(by_length)
-            for batch in rng.permutation(len(order) // batch_size):
-                yield torch.from_numpy(order[batch * batch_size : (batch + 1) * batch_size])
-            epoch += 1
+def _write_examples(
+    config: SFTConfig, run: Run, grammar: Grammar, catalogue: Path, pairs: Path,
+    triplets: Path | None,
+) -> None:  # fmt: skip
+    """Token shards of both phases and of held-out pairs, those that are missing."""
+    shards = pair_examples(pairs, catalogue, grammar.budget, run.work, config.num_processes)
+    held_out = (
+        row
+        for table in stream_pairs(pairs, PAIR_SPLITS[1:], ("prompt", "workflow"))
+        for row in zip(table["prompt"], table["workflow"], strict=True)
+    )
+    some = list(itertools.islice(held_out, config.num_held_out))
+    if some:
+        write_shard(run.work / "held-out-00000.arrow", some, grammar)
+    if triplets is None:
+        if config.best_steps:
+            run.log("no triplets: phase 1 alone")
+    elif config.best_steps:
+        write_shard(run.work / "best-00000.arrow", _good_cells(config, triplets), grammar)
+    run.log(f"{len(shards)} shards of pairs")
 
 
-def _encode(workflows: Sequence[str], grammar: Grammar) -> list[list[int]]:
-    """Tokens of template workflows (API JSON), each distinct one encoded once."""
-    known: dict[str, list[int]] = {}
-    for text in workflows:
-        if text not in known:
-            known[text] = encode(Workflow.from_api(json.loads(text)), grammar).tokens
-    return [known[text] for text in workflows]
+def _good_cells(config: SFTConfig, triplets: Path) -> list[tuple[str, str]]:
+    """Prompts and workflows of phase 2: the best cells, or all of them with their level."""
+    rows = triplet_data.load(triplets, TRAIN)
+    workflow_of = dict(zip(rows["fingerprint"], rows["workflow"], strict=True))
+    scores = shrunk_means(*(rows[name] for name in ("prompt", "kind", "fingerprint", "score")))
+    if config.score_levels is None:
+        chosen = best_cells(scores, config.best_per_prompt)
+    else:
+        levels = levels_of(scores, config.score_levels)
+        chosen = [(prompt_with_level(cell[0], k), cell[1]) for cell, k in levels.items()]
+    return [(prompt, workflow_of[fingerprint]) for prompt, fingerprint in chosen]
+
+
+def _logprob(policy: Policy, examples: Examples, rows: Tensor) -> Tensor:
+    """Log-likelihood of some designs under the mask, summed over their choices."""
+    prompts, sequences = examples.select(rows)
+    return choice_logprobs(policy, policy.encode_prompts(prompts), sequences)[1].sum()
+
+
+def _dropout_seed(seed: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0])
+
+
+def _held_out(policy: Policy, examples: Examples) -> dict[str, float]:
+    """Masked likelihood of pairs that were not trained on, in nats."""
+    with torch.no_grad():
+        parts = torch.arange(len(examples)).split(EVAL_ROWS)
+        nats = -sum(float(_logprob(policy, examples, rows)) for rows in parts)
+    return {
+        "sft/held_out_loss": nats / float(examples.num_choices.sum()),
+        "sft/held_out_nats": nats / len(examples),
+    }
 
 
 def _sample(
     policy: Policy, grammar: Grammar, prompts: Sequence[str], num: int, seed: int
 ) -> dict[str, float]:
     """Validity (1 by construction), distinct share and mean length of `num` samples."""
-    prompts = [prompts[i % len(prompts)] for i in range(num)]
+    prompts = [prompts[place * len(prompts) // num] for place in range(num)]
     designs = rollout(policy, grammar, prompts, seed=seed).tokens
     workflows = [decode(tokens, grammar) for tokens in designs]
     valid = [is_valid(workflow, grammar.catalogue) for workflow in workflows]
     unique = {workflow.template_fingerprint() for workflow in workflows}
     return {
-        "valid_frac": float(np.mean(valid)),
-        "unique_frac": len(unique) / num,
-        "mean_tokens": float(np.mean([len(tokens) for tokens in designs])),
+        "sft/valid_frac": float(np.mean(valid)),
+        "sft/unique_frac": len(unique) / num,
+        "sft/mean_tokens": float(np.mean([len(tokens) for tokens in designs])),
     }
