@@ -60,7 +60,7 @@ STAGES: dict[str, Stage] = {
     "evaluate": Stage(
         function="flowloom.evaluation.evaluate:evaluate",
         inputs=("catalogue", "triplets", "designer", "adapter", "reward"),
-        optional=("champion",),
+        optional=("champion", "conditioned"),
     ),
     "report": Stage(
         function="flowloom.evaluation.report:report",

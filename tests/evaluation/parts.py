@@ -119,3 +119,5 @@ def _write_triplets(folder, grammar):
         {"prompt": prompt, "kind": KINDS[p % 3]} for p, prompt in enumerate(PROMPTS["test"])
     ]
     write_json(folder / "prompts.json", held_out)
+    more = [{"prompt": f"a small {prompt}", "kind": "single"} for prompt in PROMPTS["train"]]
+    write_json(folder / "unrendered_prompts.json", more)

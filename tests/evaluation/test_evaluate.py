@@ -73,6 +73,19 @@ def test_evaluation_says_what_the_gate_and_the_report_read(run):
         checked = record[name]
         assert (checked["n"], checked["valid"], checked["decodable"]) == (20, 20, 20)
         assert 0 < checked["unique_frac"] <= 1
+    for policy in record["policies"].values():
+        assert 0 <= policy["coverage"] <= 1
+        assert abs(policy["predicted_error"]) <= policy["predicted_abs_error"] <= 1
+        assert 1 <= policy["num_collapsed"] <= policy["num_workflows"] <= 6
+    # What the panel and the neighbours hold was rendered for training; the panel's best was not.
+    assert record["policies"]["retrieval"]["similarity"] == 1.0
+    assert record["policies"]["best_fixed"]["similarity"] < 1.0
+    assert record["coverage_level"] == 0.9
+    assert set(record["diversity"]) == {"grpo", "grpo_unguided", "sft"}
+    for row in record["diversity"].values():
+        # Six held-out prompts and six that nothing was rendered for.
+        assert row["n"] == 12
+        assert 1 <= row["collapsed"] <= row["raw"] <= 12
     assert set(record["predicted_vs_true"]) == {"spearman", "gap"}
     assert run.metrics["score/grpo"] == record["policies"]["grpo"]["mean"]
     assert run.metrics["paired/vs_sft_low"] == record["paired"]["vs_sft"]["low"]

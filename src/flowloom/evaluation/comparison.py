@@ -18,8 +18,9 @@ from flowloom.dataset.tables import write_table
 from flowloom.evaluation.choices import choices
 from flowloom.evaluation.config import CANDIDATE, CHAMPION, EvaluateConfig
 from flowloom.evaluation.describe import describe
+from flowloom.evaluation.diversity import Known, distinct
 from flowloom.evaluation.frame import Choice, Frame
-from flowloom.evaluation.statistics import paired_interval, spearman, standard_error
+from flowloom.evaluation.statistics import coverage, paired_interval, spearman, standard_error
 from flowloom.runs import Run, write_json
 from flowloom.workflow import Catalogue
 
@@ -47,6 +48,7 @@ def compare(
     designs: Mapping[str, Sequence[Choice]],
     rows: Mapping[str, Rows],
     opponent: str,
+    known: Known,
 ) -> dict[str, Any]:
     """What `evaluation.json` says of the rendered policies.
 
@@ -56,6 +58,7 @@ def compare(
         designs: Each policy's choice per prompt.
         rows: Its rendered rows.
         opponent: Whom the gate compares the candidate with.
+        known: Workflows of training.
     """
     scores = {policy: _column(rows[policy], "score") for policy in designs}
     kinds_P = np.array(frame.kinds)
@@ -72,6 +75,7 @@ def compare(
 
     everywhere_P = np.ones(len(kinds_P), bool)
     others = [policy for policy in designs if policy != CANDIDATE]
+    kinds = sorted(set(frame.kinds))
     return {
         "candidate": CANDIDATE,
         "opponent": opponent,
@@ -83,12 +87,11 @@ def compare(
         "rubric": config.rubric,
         "paired": {f"vs_{policy}": against(policy, everywhere_P) for policy in others},
         "paired_by_kind": {
-            f"vs_{opponent}": {
-                kind: against(opponent, kinds_P == kind) for kind in sorted(set(frame.kinds))
-            }
+            f"vs_{policy}": {kind: against(policy, kinds_P == kind) for kind in kinds}
+            for policy in others
         },
         "policies": {
-            policy: _summary(frame, scores[policy], rows[policy], designs[policy])
+            policy: _summary(frame, scores[policy], rows[policy], designs[policy], known)
             for policy in designs
         },
         "predicted_vs_true": _honesty(designs, scores),
@@ -105,8 +108,12 @@ def _summary(
     scores_PS: np.ndarray,
     rows_PS: Rows,
     choices_P: Sequence[Choice],
+    known: Known,
 ) -> dict[str, Any]:
     kinds_P = np.array(frame.kinds)
+    flops_mean = float(_column(rows_PS, "flops").mean())
+    workflows = [choice.workflow for choice in choices_P]
+    different = distinct(workflows)
     return {
         "mean": float(scores_PS.mean()),
         "se": standard_error(scores_PS),
@@ -115,9 +122,33 @@ def _summary(
         },
         "faithfulness": float(_column(rows_PS, "faithfulness").mean()),
         "crispness": float(_column(rows_PS, "crispness").mean()),
-        "flops_mean": float(_column(rows_PS, "flops").mean()),
-        "predicted": float(np.mean([choice.predicted for choice in choices_P])),
-        "num_workflows": len({choice.fingerprint for choice in choices_P}),
+        "flops_mean": flops_mean,
+        "score_per_gflop": float(scores_PS.mean()) / (flops_mean / 1e9) if flops_mean else 0.0,
+        **predictions(choices_P, scores_PS),
+        "num_workflows": different["raw"],
+        "num_collapsed": different["collapsed"],
+        "similarity": float(known.nearest(workflows).mean()),
+        "num_tokens": float(np.mean([choice.num_tokens for choice in choices_P])),
+    }
+
+
+def predictions(choices_P: Sequence[Choice], scores_PS: np.ndarray) -> dict[str, float]:
+    """Predicted scores against rendered ones.
+
+    Returns:
+        `predicted`, the mean; `predicted_error`, its mean excess over the rendered mean;
+        `predicted_abs_error`, the mean distance of a prompt's prediction to the mean of its
+        renders (few renders add their own noise to it); `coverage`, the share of single renders
+        within their interval.
+    """
+    predicted_P = np.array([choice.predicted for choice in choices_P])
+    errors_P = predicted_P - scores_PS.mean(axis=1)
+    low_P, high_P = np.array([choice.interval for choice in choices_P]).T
+    return {
+        "predicted": float(predicted_P.mean()),
+        "predicted_error": float(errors_P.mean()),
+        "predicted_abs_error": float(np.abs(errors_P).mean()),
+        "coverage": coverage(scores_PS, low_P, high_P),
     }
 
 
@@ -211,4 +242,7 @@ def final_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
         metrics[f"designs/{name}"] = float(evaluation["designs"][name])
     for name, value in evaluation["predicted_vs_true"].items():
         metrics[f"predicted/{name}"] = value
+    metrics["predicted/coverage"] = evaluation["policies"][CANDIDATE]["coverage"]
+    for name, row in evaluation["diversity"].items():
+        metrics[f"diversity/{name}"] = float(row["collapsed"])
     return metrics

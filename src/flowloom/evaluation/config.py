@@ -10,8 +10,40 @@ CANDIDATE = "grpo"
 """The policy that is registered and that the gate judges: GRPO with guidance."""
 CHAMPION = "champion"
 """The policy the registry serves now; compared where one is given."""
-POLICIES = ("grpo", "best_fixed", "sft", "grpo_unguided", "sft_cold", "retrieval", "random")
-"""The policies a comparison may hold; see `flowloom.evaluation.evaluate`."""
+CONDITIONED = "conditioned"
+"""SFT on scores; compared where such a designer is given."""
+POLICIES = (
+    "grpo",
+    "best_fixed",
+    "sft",
+    "grpo_unguided",
+    "sft_cold",
+    "retrieval",
+    "random",
+    "grpo_one",
+    "sft_one",
+)
+"""The policies compared unless said otherwise; all names are in `flowloom.evaluation.policies`."""
+_SAMPLED = ("grpo_unguided", "grpo", "sft", CONDITIONED)
+_STORED = ("retrieval", "best_fixed", "random")
+
+
+def parse_policy(name: str) -> tuple[str, str, bool]:
+    """Who designs, `cold`, `greedy` or nothing, and whether a single design is written.
+
+    Raises:
+        ValueError: No policy has this name.
+    """
+    if name in _STORED:
+        return name, "", True
+    for who in _SAMPLED:
+        rest = name.removeprefix(who)
+        if name.startswith(who) and rest in ("", "_one", "_cold", "_cold_one", "_greedy"):
+            single = rest.endswith("_one") or rest == "_greedy"
+            return who, rest.removesuffix("_one").removeprefix("_"), single
+    sampled = ", ".join(_SAMPLED)
+    expected = f"one of {', '.join(_STORED)}, or {sampled} with _one, _cold, _cold_one or _greedy"
+    raise ValueError(f"policies: got {name!r}, expected {expected}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,20 +53,24 @@ class EvaluateConfig:
     seed: int = 0
     """Seed of designs, render noise and resampling."""
     policies: tuple[str, ...] = POLICIES
-    """Policies to compare; grpo and best_fixed must be among them."""
+    """Policies to compare; grpo and best_fixed must be among them. `conditioned` joins them where
+    its designer is given."""
     num_prompts: int = 192
     """Held-out prompts, the same number of each kind as far as there are."""
     num_seeds: int = 2
     """Renders per prompt and policy; each (prompt, seed) has its own noise, shared by policies."""
     num_designs: int = 4
-    """Designs a policy writes per prompt; the best by predicted score is rendered, as `flowloom
-    design --n` would list it first."""
+    """Designs per prompt of a policy that writes several; the best by predicted score is rendered,
+    as `flowloom design --n` would list it first. Policies named `_one` or `_greedy` write one."""
     guidance: float = 1.5
     """Extrapolation weight of grpo; written into the registered model as its default."""
     cold_temperature: float = 0.5
-    """Temperature of sft_cold, the cheap rival of guidance."""
+    """Temperature of sft_cold and other cold policies, the cheap rivals of guidance."""
     num_unrendered: int = 5000
     """Designs checked for validity, decoding and diversity without rendering."""
+    num_unique: int = 500
+    """Single designs, one per prompt, that every sampling policy's distinct workflows are counted
+    among; none is rendered."""
     rubric: str = "shapes"
     """How pictures are scored."""
     num_resamples: int = 10_000
@@ -53,13 +89,13 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         """Check the fields."""
         for name in self.policies:
-            check(name in POLICIES, "policies", name, f"one of {', '.join(POLICIES)}")
+            parse_policy(name)
         for name in (CANDIDATE, "best_fixed"):
             check(name in self.policies, "policies", self.policies, f"a list that has {name}")
         whole = ("num_prompts", "num_seeds", "num_designs", "num_resamples", "chunk_size")
         for name in (*whole, "num_processes", "num_threads"):
             check(getattr(self, name) >= 1, name, getattr(self, name), ">= 1")
-        for name in ("num_unrendered", "num_grid_prompts", "guidance", "seed"):
+        for name in ("num_unrendered", "num_unique", "num_grid_prompts", "guidance", "seed"):
             check(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
         check(self.cold_temperature > 0, "cold_temperature", self.cold_temperature, "> 0")
         check(0 < self.level < 1, "level", self.level, "between 0 and 1")

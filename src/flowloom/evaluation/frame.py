@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from flowloom.config import check
+from flowloom.designer.design import Design
 from flowloom.evaluation.config import EvaluateConfig
 from flowloom.workflow import Workflow
 
@@ -39,6 +41,33 @@ class Choice:
     """Its template fingerprint."""
     predicted: float
     """Predicted score of a single render."""
+    interval: tuple[float, float]
+    """Where a single render's score is predicted to lie."""
+    num_tokens: int
+    """Length of its code."""
+
+    @classmethod
+    def of(cls, design: Design) -> Choice:
+        """A design that a designer lists."""
+        return cls(
+            design.workflow, design.fingerprint, design.score, design.interval, len(design.tokens)
+        )
+
+    def to_row(self) -> list[Any]:
+        """As a row of JSON."""
+        return [
+            self.workflow.to_api(),
+            self.fingerprint,
+            self.predicted,
+            *self.interval,
+            self.num_tokens,
+        ]
+
+    @classmethod
+    def from_row(cls, row: Sequence[Any]) -> Choice:
+        """What `to_row` wrote."""
+        api, fingerprint, predicted, low, high, num_tokens = row
+        return cls(Workflow.from_api(api), fingerprint, predicted, (low, high), num_tokens)
 
 
 def make_frame(config: EvaluateConfig, held_out: Sequence[Mapping[str, str]]) -> Frame:

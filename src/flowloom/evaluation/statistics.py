@@ -108,6 +108,48 @@ def standard_error(scores_PS: np.ndarray) -> float:
     return float(means_P.std(ddof=1) / np.sqrt(len(means_P)))
 
 
+def coverage(scores_PS: np.ndarray, low_P: np.ndarray, high_P: np.ndarray) -> float:
+    """Share of single renders whose score lies in the interval of their prompt, ends included."""
+    scores_PS = np.asarray(scores_PS, float)
+    inside_PS = (scores_PS >= np.asarray(low_P)[:, None]) & (
+        scores_PS <= np.asarray(high_P)[:, None]
+    )
+    return float(inside_PS.mean())
+
+
+def share_of_gain(
+    policy_P: np.ndarray,
+    fixed_P: np.ndarray,
+    oracle_P: np.ndarray,
+    *,
+    level: float = 0.95,
+    num_resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Share of the oracle's gain over the best fixed workflow that a policy has.
+
+    mean(policy - fixed) / mean(oracle - fixed), with a percentile interval that resamples prompts;
+    0 is the fixed workflow, 1 the oracle. The ends are infinite where a resample has no gain.
+
+    Raises:
+        ValueError: The oracle gains nothing.
+    """
+    ours_P = np.asarray(policy_P, float) - np.asarray(fixed_P, float)
+    gains_P = np.asarray(oracle_P, float) - np.asarray(fixed_P, float)
+    if not gains_P.mean() > 0:
+        raise ValueError(
+            f"share_of_gain: got an oracle's gain of {gains_P.mean():.4f}, expected > 0"
+        )
+    rng = np.random.default_rng(seed)
+    picks_NP = rng.integers(len(gains_P), size=(num_resamples, len(gains_P)))
+    gain_N = gains_P[picks_NP].mean(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share_N = np.where(gain_N > 0, ours_P[picks_NP].mean(axis=1) / gain_N, np.inf)
+    low, high = np.quantile(share_N, [(1 - level) / 2, (1 + level) / 2])
+    mean = float(ours_P.mean() / gains_P.mean())
+    return Interval(mean=mean, low=float(low), high=float(high), n=len(gains_P))
+
+
 def choose_by_halves(scores_WS: np.ndarray) -> float:
     """Score of the best of W workflows, chosen on one half of the seeds and scored on the other.
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from flowloom.designer.design import Designer
 from flowloom.designer.rollout import rollout
+from flowloom.evaluation.diversity import Known, distinct
+from flowloom.evaluation.policies import Conditioned, Draw, grammar_of, sample
 from flowloom.workflow import Grammar, decode, encode, random_workflows, validate
 
 AT_ONCE = 512
@@ -21,8 +25,7 @@ def check_policies(
     Returns:
         For `candidate` and `random`, what `check_designs` counts.
     """
-    budget = designer.tuned.config.num_workflow_tokens
-    grammar = Grammar(designer.catalogue, designer.vocabulary, budget)
+    grammar = grammar_of(designer)
     sampled: list[list[int]] = []
     for start in range(0, number, AT_ONCE):
         drawn = rollout(
@@ -61,3 +64,29 @@ def check_designs(rows: Sequence[Sequence[int]], grammar: Grammar) -> dict[str, 
         fingerprints.add(workflow.template_fingerprint())
     unique_frac = len(fingerprints) / len(rows) if rows else 0.0
     return {"n": len(rows), "valid": valid, "decodable": decodable, "unique_frac": unique_frac}
+
+
+def diversity(
+    designer: Designer,
+    draw: Draw,
+    prompts: Sequence[str],
+    seed: int,
+    known: Known,
+    conditioned: Conditioned | None = None,
+) -> dict[str, Any]:
+    """One design for each prompt: how many differ, and how like training workflows they are.
+
+    Returns:
+        `n`, `raw`, `collapsed` (see `distinct`); `similarity`, the mean likeness to the nearest
+        known workflow, and `known`, the share that are known; `num_tokens`, the mean length.
+    """
+    rows = sample(designer, draw, prompts, seed, conditioned)
+    grammar = grammar_of(designer)
+    workflows = [decode(tokens, grammar) for tokens in rows]
+    nearest = known.nearest(workflows)
+    return {
+        **distinct(workflows),
+        "similarity": float(nearest.mean()),
+        "known": float((nearest == 1.0).mean()),
+        "num_tokens": float(np.mean([len(tokens) for tokens in rows])),
+    }
