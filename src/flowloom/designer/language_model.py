@@ -76,7 +76,7 @@ class LanguageModelPolicy(nn.Module):
         self.head = nn.Parameter(rows["head"].float().to(device))
         self.head_delta: nn.Parameter | None = None
         if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable()
         self.eval()
 
     @classmethod
@@ -398,7 +398,10 @@ def _read(source: str, config: LanguageModelConfig, revision: str | None = None)
         ValueError: There is none.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
         model = AutoModelForCausalLM.from_pretrained(
@@ -410,6 +413,9 @@ def _read(source: str, config: LanguageModelConfig, revision: str | None = None)
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{source}: expected a causal language model, got: {reason}") from error
+    finally:
+        if shown:
+            logging.enable_progress_bar()
     auto = "cuda" if torch.cuda.is_available() else "cpu"
     device = auto if config.device == "auto" else config.device
     return torch.nn.Module.to(model, device).eval(), tokenizer
