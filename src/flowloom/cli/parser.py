@@ -127,7 +127,8 @@ def _add_design(commands) -> None:
     parser.add_argument(
         "--model",
         metavar="URI",
-        help="a registered model: its folder, or models:/NAME/VERSION or models:/NAME@ALIAS",
+        help="a registered model: its folder, or models:/NAME/VERSION or models:/NAME@ALIAS; or "
+        "the folder of `train_sft` alone (--policy sft, no scores)",
     )
     _catalogue(parser, required=False)
     parser.add_argument(
@@ -138,14 +139,40 @@ def _add_design(commands) -> None:
         help="designs per prompt, best first (%(default)s)",
     )
     parser.add_argument(
+        "--candidates",
+        metavar="N",
+        type=positive,
+        help="designs to draw, of which the best --n by predicted score are kept (as many as --n)",
+    )
+    parser.add_argument(
         "--guidance",
         metavar="W",
         type=float,
         help="extrapolation from SFT (0) through GRPO (1) and beyond (as evaluated, else "
         f"{GUIDANCE})",
     )
+    parser.add_argument(
+        "--temperature",
+        metavar="T",
+        type=float,
+        default=1.0,
+        help="below 1 designs are likelier and more alike (%(default)s)",
+    )
+    parser.add_argument(
+        "--top-p",
+        metavar="P",
+        type=float,
+        help="draw from the likeliest tokens that hold this share of probability (all)",
+    )
     parser.add_argument("--seed", type=natural, default=0, help="of the designs (%(default)s)")
     _constraints(parser)
+    parser.add_argument(
+        "--budget-seconds",
+        metavar="S",
+        type=float,
+        help="keep designs that this machine's embedded renderer draws in at most S seconds each, "
+        "predicted from a few timed renders",
+    )
     parser.add_argument(
         "--policy", choices=POLICIES, default="grpo", help="who designs (%(default)s)"
     )
@@ -160,7 +187,13 @@ def _add_design(commands) -> None:
         help="of the workflows: for a server, or for the editor (%(default)s)",
     )
     parser.add_argument(
-        "--explain", action="store_true", help="show the tokens of each design, with their meaning"
+        "--explain",
+        action="store_true",
+        help="say how each design differs from the best fixed workflow and from the nearest known "
+        "one",
+    )
+    parser.add_argument(
+        "--tokens", action="store_true", help="show the tokens of each design, with their meaning"
     )
     _json(parser)
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from flowloom.dataset.tokenizer import split_words
 from flowloom.dataset.triplets import load
 from flowloom.designer.selection import best_cells, shrunk_means
 
@@ -32,3 +36,23 @@ def stored_policies(triplets: Path, num_prompts: int | None = None) -> dict[str,
             "workflows": [json.loads(workflow_of[fingerprint]) for _, fingerprint in best],
         },
     }
+
+
+def prompt_similarity(known: Sequence[str]) -> Callable[[str], list[float]]:
+    """Similarity of a prompt to each known one: cosine of their words weighted by rarity.
+
+    A word in k of n prompts weighs log((n + 1) / (k + 1)), so openings and articles hardly count.
+    """
+    bags = [set(split_words(text)) for text in known]
+    counts = Counter(word for bag in bags for word in bag)
+    weight = {w: math.log((len(bags) + 1) / (k + 1)) ** 2 for w, k in counts.items()}
+    norms = [math.sqrt(sum(weight[word] for word in bag)) or 1.0 for bag in bags]
+
+    def similarity(prompt: str) -> list[float]:
+        words = set(split_words(prompt))
+        return [
+            sum(weight[word] for word in bag & words) / norm
+            for bag, norm in zip(bags, norms, strict=True)
+        ]
+
+    return similarity

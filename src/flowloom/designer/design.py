@@ -1,49 +1,36 @@
-"""Prompt to workflows: the registered model at work, and the policies it is compared with."""
+"""Prompt to workflows: the registered model at work, and the policies it is compared with.
+
+Loaded from the folder of a registered model, or from one of `train_sft` alone: that has no tuned
+weights and no reward ensemble, so it answers as `sft`, without scores, likeliest designs first.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from flowloom.dataset.tokenizer import split_words
-from flowloom.designer.loading import load_pair
+import numpy as np
+
+from flowloom.config import check
+from flowloom.designer.baselines import prompt_similarity
+from flowloom.designer.candidates import Budget, Design, Drawer, Gate, distinct
+from flowloom.designer.loading import load_pair, load_policy
 from flowloom.designer.policy import VOCABULARY_FILE, Policy
-from flowloom.designer.rollout import rollout
 from flowloom.reward.ensemble import Ensemble
 from flowloom.workflow import (
     Catalogue,
     Grammar,
     Vocabulary,
     Workflow,
-    decode,
     encode,
-    random_workflows,
 )
 
 PolicyName = Literal["grpo", "sft", "best_fixed", "retrieval", "random"]
-MAX_ROUNDS = 8
-"""Times a policy is sampled again for a prompt that still lacks distinct designs."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Design:
-    """One workflow designed for a prompt."""
-
-    workflow: Workflow
-    """A template: `fill` puts prompt and seed in."""
-    tokens: list[int]
-    """Its code."""
-    fingerprint: str
-    """Its template fingerprint."""
-    score: float
-    """Predicted score of a single render, in rubric units."""
-    interval: tuple[float, float]
-    """Where a single render's score will lie, at the level the ensemble was calibrated for."""
+CATALOGUE_FILE = "catalogue.json.gz"
 
 
 class Designer:
@@ -55,7 +42,7 @@ class Designer:
         vocabulary: Vocabulary,
         tuned: Policy,
         reference: Policy,
-        ensemble: Ensemble,
+        ensemble: Ensemble | None,
         policies: Mapping[str, Any],
     ):
         """Put the parts together; `load` and `from_parts` read them.
@@ -63,25 +50,51 @@ class Designer:
         Args:
             catalogue: What is installed.
             vocabulary: Of the policies and the ensemble.
-            tuned: The policy after GRPO.
+            tuned: The policy after GRPO; the reference itself where there was none.
             reference: The policy after SFT.
-            ensemble: Predicts scores.
+            ensemble: Predicts scores; None where there is none.
             policies: `best_fixed`, a template (API JSON); `retrieval`, lists `prompts` and
-                `workflows`.
+                `workflows`; without them these policies are missing.
         """
         self.catalogue, self.vocabulary = catalogue, vocabulary
         self.tuned, self.reference = tuned, reference
-        self.ensemble, self.policies = ensemble, policies
+        self.policies = policies
+        self._ensemble = ensemble
+
+    @property
+    def ensemble(self) -> Ensemble:
+        """Predicts scores.
+
+        Raises:
+            ValueError: The designer has none.
+        """
+        if self._ensemble is None:
+            raise ValueError("model: got a designer without a reward ensemble, expected one")
+        return self._ensemble
+
+    @property
+    def policy_names(self) -> tuple[PolicyName, ...]:
+        """The policies that this designer has."""
+        lacking = {name for name in ("best_fixed", "retrieval") if name not in self.policies}
+        if self.tuned is self.reference:
+            lacking.add("grpo")
+        return tuple(name for name in get_args(PolicyName) if name not in lacking)
 
     @classmethod
-    def load(cls, model_dir: str | Path) -> Designer:
-        """Load a registered model's folder.
+    def load(cls, model_dir: str | Path, catalogue: Catalogue | None = None) -> Designer:
+        """Load the folder of a registered model, or of `train_sft`.
+
+        Args:
+            model_dir: The folder.
+            catalogue: What is installed, for a folder of `train_sft` that names no catalogue.
 
         Raises:
             ValueError: A part of the folder is missing.
         """
         folder = Path(model_dir)
-        for name in ("model", "adapter", "reward", "catalogue.json.gz", "policies.json"):
+        if is_untuned(folder):
+            return cls._load_untuned(folder, catalogue)
+        for name in ("model", "adapter", "reward", CATALOGUE_FILE, "policies.json"):
             if not (folder / name).exists():
                 raise ValueError(f"model: got no {name} in {str(folder)!r}, expected a model")
         policies = json.loads((folder / "policies.json").read_text())
@@ -100,12 +113,24 @@ class Designer:
     ) -> Designer:
         """Load artifacts: `publish_generator`, `train_sft`, `train_grpo`, `calibrate_reward`."""
         return cls(
-            Catalogue.load(catalogue_dir / "catalogue.json.gz"),
-            Vocabulary.from_json(json.loads((designer_dir / VOCABULARY_FILE).read_text())),
+            Catalogue.load(catalogue_dir / CATALOGUE_FILE),
+            _read_vocabulary(designer_dir),
             *load_pair(designer_dir, adapter_dir),
             Ensemble.load(reward_dir),
             policies,
         )
+
+    @classmethod
+    def _load_untuned(cls, folder: Path, catalogue: Catalogue | None) -> Designer:
+        path, vocabulary = folder / CATALOGUE_FILE, _read_vocabulary(folder)
+        facts = Catalogue.load(path) if path.is_file() else catalogue
+        if facts is None:
+            raise ValueError(
+                f"model: got no {CATALOGUE_FILE} in {str(folder)!r}, expected one, or a catalogue"
+            )
+        policy = load_policy(folder)
+        designer = cls(facts, vocabulary, policy, policy, None, {})
+        return designer if vocabulary.catalogue_hash == facts.hash else designer.extended(facts)
 
     def extended(self, catalogue: Catalogue) -> Designer:
         """The same designer where other files are installed.
@@ -118,12 +143,15 @@ class Designer:
         """
         vocabulary = self.vocabulary.extend(catalogue)
         heirs = file_heirs(self.vocabulary, vocabulary)
+        reference = self.reference.extended(heirs)
+        is_tuned = self.tuned is not self.reference
+        ensemble = self._ensemble
         return Designer(
             catalogue,
             vocabulary,
-            self.tuned.extended(heirs),
-            self.reference.extended(heirs),
-            self.ensemble.extended(catalogue, vocabulary),
+            self.tuned.extended(heirs) if is_tuned else reference,
+            reference,
+            None if ensemble is None else ensemble.extended(catalogue, vocabulary),
             self.policies,
         )
 
@@ -138,6 +166,10 @@ class Designer:
         catalogue: Catalogue | None = None,
         require: Iterable[str] = (),
         forbid: Iterable[str] = (),
+        *,
+        top_p: float | None = None,
+        candidates: int | None = None,
+        budget: Budget | None = None,
     ) -> list[list[Design]]:
         """Design workflows.
 
@@ -151,67 +183,101 @@ class Designer:
             catalogue: What is installed, if not what the designer was trained for.
             require: Inputs that must have a value where they occur, "name=value".
             forbid: Classes or files that must not occur.
+            top_p: For `grpo` and `sft`: mass of the nucleus that tokens are drawn from.
+            candidates: Distinct designs drawn per prompt, of which the best n are kept; None is n.
+            budget: What a render may take; designs beyond it are not counted.
 
         Returns:
-            For each prompt its designs, best predicted score first.
+            For each prompt its designs, best predicted score first; likeliest first where there is
+            no reward ensemble.
 
         Raises:
-            ValueError: An unknown policy, or no design satisfies the constraints.
+            ValueError: A number out of its bounds, a policy that the designer lacks, or no design
+                satisfies constraints or budget.
         """
-        if policy not in get_args(PolicyName):
-            names = ", ".join(get_args(PolicyName))
-            raise ValueError(f"policy: got {policy!r}, expected one of {names}")
+        candidates = n if candidates is None else candidates
+        check(n >= 1, "n", n, "an integer >= 1")
+        check(candidates >= n, "candidates", candidates, f"an integer >= n = {n}")
+        check(0 <= guidance < math.inf, "guidance", guidance, "a finite number >= 0")
+        check(0 < temperature < math.inf, "temperature", temperature, "a finite number > 0")
+        check(top_p is None or 0 < top_p <= 1, "top_p", top_p, "a number in (0, 1]")
+        check(policy in get_args(PolicyName), "policy", policy, _listed(get_args(PolicyName)))
+        here = f"{_listed(self.policy_names)}: the model has no other"
+        check(policy in self.policy_names, "policy", policy, here)
         if catalogue is not None and catalogue.hash != self.catalogue.hash:
             return self.extended(catalogue).design(
-                prompts, n, guidance, temperature, seed, policy, None, require, forbid
-            )
-        budget = self.tuned.config.num_workflow_tokens
-        grammar = Grammar(self.catalogue, self.vocabulary, budget, require=require, forbid=forbid)
-
-        if policy == "best_fixed":
-            found = [self._known([self.policies["best_fixed"]], grammar, 1)] * len(prompts)
-        elif policy == "retrieval":
-            found = self._retrieve(prompts, grammar, n)
-        else:
-            drawer = _Drawer(self, policy, grammar, guidance, temperature)
-            found = _distinct(drawer, grammar, prompts, n, seed)
-
-        rows = [(i, *design) for i, designs in enumerate(found) for design in designs]
-        scores, lows, highs = self.ensemble.score_and_interval(
-            [prompts[i] for i, *_ in rows], [tokens for _, tokens, *_ in rows]
+                prompts, n, guidance, temperature, seed, policy, None, require, forbid,
+                top_p=top_p, candidates=candidates, budget=budget,
+            )  # fmt: skip
+        num_tokens = self.reference.config.num_workflow_tokens
+        grammar = Grammar(
+            self.catalogue, self.vocabulary, num_tokens, require=require, forbid=forbid
         )
-        designs: list[list[Design]] = [[] for _ in prompts]
-        for (i, tokens, workflow, fingerprint), score, low, high in zip(
-            rows, scores, lows, highs, strict=True
-        ):
-            designs[i].append(
-                Design(
-                    workflow=workflow,
-                    tokens=tokens,
-                    fingerprint=fingerprint,
-                    score=float(score),
-                    interval=(float(low), float(high)),
-                )
-            )
-        return [sorted(row, key=lambda d: (-d.score, d.fingerprint)) for row in designs]
+        gate = Gate(budget, seed)
+        if policy == "best_fixed":
+            templates = [self.policies["best_fixed"]]
+            found = [self._known(templates, grammar, 1, prompt, gate) for prompt in prompts]
+        elif policy == "retrieval":
+            found = self._retrieve(prompts, grammar, candidates, gate)
+        else:
+            tuned = {"grpo": self.tuned, "sft": self.reference}.get(policy)
+            guidance = guidance if policy == "grpo" else 1.0
+            drawer = Drawer(tuned, self.reference, grammar, guidance, temperature, top_p)
+            found = distinct(drawer, prompts, candidates, seed, gate)
+        return [row[:n] for row in self._ranked(prompts, found)]
 
-    def _known(self, templates: Iterable[Any], grammar: Grammar, num: int) -> list[tuple]:
-        """The first `num` distinct stored templates that the grammar accepts."""
-        found: dict[str, tuple] = {}
+    def _ranked(
+        self, prompts: Sequence[str], found: Sequence[Sequence[Design]]
+    ) -> list[list[Design]]:
+        """Designs with what the ensemble says of them, best first."""
+        if self._ensemble is None:
+            return [
+                sorted(row, key=lambda d: (-(d.logprob or 0.0), d.fingerprint)) for row in found
+            ]
+        texts = [prompt for prompt, row in zip(prompts, found, strict=True) for _ in row]
+        tokens = [design.tokens for row in found for design in row]
+        scored = zip(
+            *self._ensemble.score_and_interval(texts, tokens),
+            unfamiliar(self._ensemble, texts, tokens),
+            strict=True,
+        )
+        judged = []
+        for row in found:
+            designs = []
+            for design in row:
+                score, low, high, strange = next(scored)
+                interval = (float(low), float(high))
+                designs.append(
+                    dataclasses.replace(
+                        design, score=float(score), interval=interval, unfamiliar=bool(strange)
+                    )
+                )
+            judged.append(sorted(designs, key=lambda d: (-d.score, d.fingerprint)))
+        return judged
+
+    def _known(
+        self, templates: Iterable[Any], grammar: Grammar, num: int, prompt: str, gate: Gate
+    ) -> list[Design]:
+        """The first `num` distinct stored templates that grammar and budget allow."""
+        found: dict[str, Design] = {}
         for template in templates:
             workflow = Workflow.from_api(template)
             fingerprint = workflow.template_fingerprint()
             if fingerprint not in found:
                 tokens = encode(workflow, grammar).tokens
-                if grammar.accepts(tokens):
-                    found[fingerprint] = (tokens, workflow, fingerprint)
+                design = Design(workflow=workflow, tokens=tokens, fingerprint=fingerprint)
+                if grammar.accepts(tokens) and (design := gate.passed(prompt, design)):
+                    found[fingerprint] = design
             if len(found) == num:
                 break
+        gate.check(prompt, found)
         if not found:
             raise ValueError("design: no stored workflow satisfies catalogue, require and forbid")
         return list(found.values())
 
-    def _retrieve(self, prompts: Sequence[str], grammar: Grammar, num: int) -> list[list[tuple]]:
+    def _retrieve(
+        self, prompts: Sequence[str], grammar: Grammar, num: int, gate: Gate
+    ) -> list[list[Design]]:
         """Workflows that did best on the most similar train prompts."""
         known = self.policies["retrieval"]
         similarity = prompt_similarity(known["prompts"])
@@ -219,36 +285,22 @@ class Designer:
         for prompt in prompts:
             scores = similarity(prompt)
             order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
-            found.append(self._known((known["workflows"][i] for i in order), grammar, num))
+            templates = (known["workflows"][i] for i in order)
+            found.append(self._known(templates, grammar, num, prompt, gate))
         return found
 
 
-@dataclasses.dataclass(frozen=True)
-class _Drawer:
-    """How a policy draws designs."""
+def is_untuned(folder: Path) -> bool:
+    """Whether a folder is one of `train_sft` alone, not a registered model."""
+    return (folder / VOCABULARY_FILE).is_file() and not (folder / "model").exists()
 
-    designer: Designer
-    policy: str
-    grammar: Grammar
-    guidance: float
-    temperature: float
 
-    def __call__(self, prompts: Sequence[str], num: int, seed: int) -> list[list[int]]:
-        """Tokens of `num` designs for each prompt."""
-        if self.policy == "random":
-            rows = random_workflows(self.grammar, len(prompts) * num, seed)
-            return [row.tokens for row in rows]
-        tuned, reference = self.designer.tuned, self.designer.reference
-        return rollout(
-            reference if self.policy == "sft" else tuned,
-            self.grammar,
-            prompts,
-            num,
-            temperature=self.temperature,
-            reference=reference,
-            guidance=1.0 if self.policy == "sft" else self.guidance,
-            seed=seed,
-        ).tokens
+def unfamiliar(
+    ensemble: Ensemble, prompts: Sequence[str], tokens: Sequence[Sequence[int]]
+) -> np.ndarray:
+    """Whether members differ on a design more than nearly all calibration designs, `[B]`."""
+    limit = ensemble.calibration.get("spread_limit", math.inf)
+    return ensemble.predict(prompts, tokens)[1] > limit
 
 
 def file_heirs(older: Vocabulary, vocabulary: Vocabulary) -> dict[int, list[int]]:
@@ -266,45 +318,9 @@ def file_heirs(older: Vocabulary, vocabulary: Vocabulary) -> dict[int, list[int]
     return heirs
 
 
-def prompt_similarity(known: Sequence[str]) -> Callable[[str], list[float]]:
-    """Similarity of a prompt to each known one: cosine of their words weighted by rarity.
-
-    A word in k of n prompts weighs log((n + 1) / (k + 1)), so openings and articles hardly count.
-    """
-    bags = [set(split_words(text)) for text in known]
-    counts = Counter(word for bag in bags for word in bag)
-    weight = {w: math.log((len(bags) + 1) / (k + 1)) ** 2 for w, k in counts.items()}
-    norms = [math.sqrt(sum(weight[word] for word in bag)) or 1.0 for bag in bags]
-
-    def similarity(prompt: str) -> list[float]:
-        words = set(split_words(prompt))
-        return [
-            sum(weight[word] for word in bag & words) / norm
-            for bag, norm in zip(bags, norms, strict=True)
-        ]
-
-    return similarity
+def _read_vocabulary(folder: Path) -> Vocabulary:
+    return Vocabulary.from_json(json.loads((folder / VOCABULARY_FILE).read_text()))
 
 
-def _distinct(
-    draw: _Drawer,
-    grammar: Grammar,
-    prompts: Sequence[str],
-    num: int,
-    seed: int,
-) -> list[list[tuple]]:
-    """Sample until each prompt has `num` designs that differ by fingerprint."""
-    found: list[dict[str, tuple]] = [{} for _ in prompts]
-    lacking = list(range(len(prompts)))
-    for attempt in range(MAX_ROUNDS):
-        rows = draw([prompts[i] for i in lacking], num, (seed << 32) + attempt)
-        for row, tokens in enumerate(rows):
-            designs = found[lacking[row // num]]
-            workflow = decode(tokens, grammar)
-            fingerprint = workflow.template_fingerprint()
-            if len(designs) < num and fingerprint not in designs:
-                designs[fingerprint] = (tokens, workflow, fingerprint)
-        lacking = [i for i in lacking if len(found[i]) < num]
-        if not lacking:
-            break
-    return [list(designs.values()) for designs in found]
+def _listed(names: Sequence[str]) -> str:
+    return f"one of {', '.join(names)}"

@@ -35,6 +35,7 @@ from flowloom.workflow.catalogue import Catalogue
 from flowloom.workflow.codec import Codec
 from flowloom.workflow.completion import Completions
 from flowloom.workflow.costs import NEVER, Costs
+from flowloom.workflow.literals import shown
 from flowloom.workflow.passes import Passes
 from flowloom.workflow.pushdown import State
 from flowloom.workflow.sizes import Sizes
@@ -96,7 +97,9 @@ class Grammar:
         self._fill_caps({**rules["caps"], **(caps or {})}, rules["cap_groups"])
         cheapest = self._cheapest()
         if cheapest > budget:
-            got = f"budget {budget}" if cheapest < NEVER else "this restriction of the catalogue"
+            said = f"require {_said(require)}, forbid {_said(forbid)}"
+            got = f"this restriction of the catalogue ({said})"
+            got = f"budget {budget}" if cheapest < NEVER else got
             need = (
                 f"at least {cheapest} tokens" if cheapest < NEVER else "one that leaves a workflow"
             )
@@ -225,3 +228,9 @@ class Grammar:
         self.cap_of = np.array([cap for _, cap in wanted], np.int32)
         for g, (names, _) in enumerate(wanted):
             self.cap_members[:, g] = np.isin(self.class_names, names)
+
+
+def _said(restriction: Mapping[str, Any] | Iterable[str]) -> str:
+    if isinstance(restriction, Mapping):
+        restriction = [f"{name}={value}" for name, value in restriction.items()]
+    return ", ".join(map(shown, restriction)) or "nothing"

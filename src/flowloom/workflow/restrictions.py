@@ -36,7 +36,7 @@ def unknown_value(what: str, key: str, value: Any, names: Iterable[str], values:
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """ ", did you mean X?", or nothing where no name is like this one."""
+    """Say ", did you mean X?", or nothing where no name is like this one."""
     by_lower = {known.lower(): known for known in names}
     close = difflib.get_close_matches(name.lower(), by_lower, 1, 0.6)
     return f", did you mean {by_lower[close[0]]}?" if close else ""
