@@ -34,6 +34,11 @@ def home() -> Path:
     return Path(os.environ.get("FLOWLOOM_HOME", ".flowloom")).absolute()
 
 
+def is_follower() -> bool:
+    """Whether another process of this one's group (torchrun, rank 0) writes for it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0"
+
+
 def data_dir() -> Path:
     """The read-only input folder: `FLOWLOOM_DATA`, else `data` where one stands."""
     return Path(os.environ.get("FLOWLOOM_DATA", "data")).absolute()
@@ -205,7 +210,8 @@ def open_run(stage: str, config: Any, inputs: Mapping[str, str]) -> Run:
     }
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     run = Run(stage, home() / "runs" / stage / key)
-    write_json(run.dir / "config.json", identity)
+    if not is_follower():
+        write_json(run.dir / "config.json", identity)
     return run
 
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowloom.runs import StageResult, exclusive, input_digest, open_run
+from flowloom.runs import Run, StageResult, exclusive, input_digest, is_follower, open_run
+
+_POLL_S = 0.2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +29,8 @@ class Stage:
     """Artifacts it needs: keyword arguments of the function (a path, or a list of paths)."""
     optional: tuple[str, ...] = ()
     """Artifacts it can do without."""
+    joint: bool = False
+    """Whether the processes of torchrun work on it together; else the first one does it."""
 
 
 STAGES: dict[str, Stage] = {
@@ -45,6 +50,7 @@ STAGES: dict[str, Stage] = {
         function="flowloom.designer.sft:train_sft",
         inputs=("catalogue", "pairs"),
         optional=("triplets",),
+        joint=True,
     ),
     "train_reward": Stage(
         function="flowloom.reward.member:train_reward", inputs=("catalogue", "triplets")
@@ -98,19 +104,36 @@ def run(name: str, config: Any, inputs: Mapping[str, Input] | None = None) -> St
             raise ValueError(f"{name}: input {key!r} is missing")
 
     stage_run = open_run(name, config, {key: _digest(value) for key, value in paths.items()})
+    if is_follower():
+        return _follow(stage, config, stage_run, paths)
     with exclusive(stage_run):
         if stage_run.done:
             tracking.reused(stage_run)
             return stage_run.result()
-        module, _, function = stage.function.partition(":")
         with tracking.recorded(stage_run):
-            call = getattr(importlib.import_module(module), function)
+            call = _function(stage)
             # After the imports: they count as start-up, not as the stage's seconds.
             stage_run.begin()
             metrics = call(config, stage_run, **paths)
             result = stage_run.finish(metrics)
             versioning.publish(result.out_dir)
         return result
+
+
+def _function(stage: Stage) -> Callable[..., dict[str, float]]:
+    module, _, function = stage.function.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def _follow(
+    stage: Stage, config: Any, stage_run: Run, paths: Mapping[str, Path | list[Path]]
+) -> StageResult:
+    """Take part in what the first process runs, and wait until it has finished."""
+    if stage.joint and not stage_run.done:
+        _function(stage)(config, stage_run, **paths)
+    while not stage_run.done:
+        time.sleep(_POLL_S)
+    return stage_run.result()
 
 
 def _paths(value: Input) -> Path | list[Path]:

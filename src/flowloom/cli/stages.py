@@ -18,6 +18,7 @@ from flowloom.cli import OK
 from flowloom.cli.output import print_json, print_table
 from flowloom.config import check, parse_assignments, to_dict
 from flowloom.recipes import stage_config
+from flowloom.runs import is_follower
 from flowloom.stages import STAGES
 
 MAKES = {
@@ -59,6 +60,8 @@ def run(parsed: Namespace) -> int:
     wanted = _wanted(parsed.stage, config)
     inputs = {name: _make(name, parsed.recipe, made) for name in wanted}
     result = stages.run(parsed.stage, config, {**given, **inputs})
+    if is_follower():
+        return OK
     if parsed.json:
         record = {"stage": result.stage, "out": str(result.out_dir), "digest": result.digest}
         print_json({**record, "cached": result.cached, "metrics": result.metrics})

@@ -74,11 +74,12 @@ class PriorConfig:
     budget: int = 64
     """Most tokens of a workflow."""
     steps: tuple[int, ...] = (4, 6, 8, 12, 16, 20)
-    """Numbers of steps that get a weight of their own."""
+    """Numbers of steps that get a weight of their own; none leaves the shipped ones."""
     steps_weights: tuple[float, ...] = (3.0, 3.0, 3.0, 1.0, 0.3, 0.1)
     """Their weights; few steps, since rendering costs in proportion."""
-    heun_weight: float = 0.25
-    """Weight of the sampler heun against 1 for euler: it costs twice as much per step."""
+    heun_weight: float | None = 0.25
+    """Weight of the sampler heun against 1 for euler: it costs twice as much per step. None leaves
+    the shipped one."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -87,7 +88,8 @@ class PriorConfig:
         check(same, "steps_weights", self.steps_weights, f"{len(self.steps)} weights, as in steps")
         positive = min(self.steps_weights, default=1.0) > 0
         check(positive, "steps_weights", self.steps_weights, "weights > 0")
-        check(self.heun_weight > 0, "heun_weight", self.heun_weight, "> 0")
+        heun = self.heun_weight
+        check(heun is None or heun > 0, "heun_weight", heun, "> 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,6 +114,9 @@ class BuildPairsConfig:
     """Digest of these, found when the configuration is made: a run is known by the content."""
     given_frac: float = 0.1
     """Share that are workflows of `workflows_file` as they are; nothing without it."""
+    like_given: bool = False
+    """Whether what is drawn from the grammar follows `workflows_file`, as `flowloom sample --like`
+    does, in place of `prior`; nothing without it."""
     skip_invalid: bool = False
     """Whether workflows of `workflows_file` that cannot be used are named and left out; else they
     are an error."""

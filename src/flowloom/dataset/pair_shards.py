@@ -22,6 +22,7 @@ from flowloom.dataset.user_workflows import read_templates, summary
 from flowloom.dataset.workers import run_tasks
 from flowloom.dataset.workflows import base_workflow, edited, make_grammar, token_weights
 from flowloom.workflow import Catalogue, Workflow
+from flowloom.workflow.estimation import estimate_weights
 from flowloom.workflow.sampling import draw
 from flowloom.workflow.weighing import Weigher
 
@@ -100,7 +101,6 @@ class Drawer:
         """
         self.config = config
         self.grammar = make_grammar(facts, config.prior.budget)
-        self.weigher = Weigher(self.grammar, token_weights(config.prior))
         self.coarse = CoarseCode(self.grammar.vocabulary)
         self.base = [
             base_workflow(facts, file.name, steps, cfg, lora=lora)
@@ -116,6 +116,11 @@ class Drawer:
         if config.workflows_file is not None:
             self.given, self.problems = read_templates(config.workflows_file, self.grammar)
             self._check_given()
+        if self.given and config.like_given:
+            weights = estimate_weights(self.given, self.grammar)
+        else:
+            weights = token_weights(config.prior, self.grammar)
+        self.weigher = Weigher(self.grammar, weights)
 
     def _check_given(self) -> None:
         bad, good = len(self.problems), len(self.given)

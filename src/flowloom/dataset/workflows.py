@@ -12,7 +12,7 @@ from flowloom.dataset.config import PanelConfig, PriorConfig
 from flowloom.workflow import Catalogue, Grammar, Workflow, random_workflows
 from flowloom.workflow.mutation import mutate_all
 from flowloom.workflow.vocabulary import grid
-from flowloom.workflow.weights import embedded_weights
+from flowloom.workflow.weights import embedded_weights, weights_for
 
 Node = dict[str, Any]
 WILD_POWER = 0.25
@@ -24,9 +24,9 @@ def make_grammar(catalogue: Catalogue, budget: int) -> Grammar:
     return Grammar(catalogue, budget=budget)
 
 
-def token_weights(prior: PriorConfig) -> dict[str, Any]:
-    """The shipped token weights with the prior's choices put in."""
-    return _with_prior(copy.deepcopy(embedded_weights()), prior)
+def token_weights(prior: PriorConfig, grammar: Grammar) -> dict[str, Any]:
+    """The shipped token weights that suit a grammar, with the prior's choices put in."""
+    return _with_prior(copy.deepcopy(weights_for(grammar)), prior)
 
 
 def _with_prior(weights: dict[str, Any], prior: PriorConfig) -> dict[str, Any]:
@@ -34,13 +34,14 @@ def _with_prior(weights: dict[str, Any], prior: PriorConfig) -> dict[str, Any]:
     fields.setdefault("KSampler.steps", {}).update(
         {f"steps={n}": w for n, w in zip(prior.steps, prior.steps_weights, strict=True)}
     )
-    fields.setdefault("KSampler.sampler_name", {})["sampler=heun"] = prior.heun_weight
+    if prior.heun_weight is not None:
+        fields.setdefault("KSampler.sampler_name", {})["sampler=heun"] = prior.heun_weight
     return weights
 
 
 def draw_workflows(grammar: Grammar, prior: PriorConfig, num: int, seed: int) -> list[Workflow]:
     """Random valid templates."""
-    drawn = random_workflows(grammar, num, seed, token_weights(prior))
+    drawn = random_workflows(grammar, num, seed, token_weights(prior, grammar))
     return [grammar.codec.decode(code.tokens, code.texts, code.seeds) for code in drawn]
 
 

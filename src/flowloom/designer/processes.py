@@ -14,11 +14,6 @@ import torch
 from torch import Tensor
 
 
-def is_follower() -> bool:
-    """Whether another process of the group (rank 0) writes what this one would."""
-    return int(os.environ.get("RANK", "0")) > 0
-
-
 class Processes:
     """This process among those of its group; alone, nothing of accelerate is imported."""
 

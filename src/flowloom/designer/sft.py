@@ -101,7 +101,7 @@ def train_sft(
     )
     phases = [(step, phase, span) for phase, span in enumerate(spans) for step in range(span)]
     streams = [
-        examples and examples.batches(config.batch_size, (config.seed, phase))
+        examples.batches(config.batch_size, (config.seed, phase)) if examples else None
         for phase, examples in enumerate(data)
     ]
 
@@ -115,7 +115,8 @@ def train_sft(
                 weight.copy_(state["policy"][name])
         optimizer.load_state_dict(state["optimizer"])
         start, losses = state["step"], state["losses"]
-        run.log(f"resumed at step {start}")
+        if processes.is_first:
+            run.log(f"resumed at step {start}")
 
     # Loop
     policy.train()
@@ -152,14 +153,15 @@ def train_sft(
         losses.append(loss.item())
         nats = losses[-1] * num_choices / len(rows)
         name = PHASES[phase]
-        if processes.is_first:
-            values = {f"sft/{name}_loss": losses[-1], f"sft/{name}_nats": nats, "sft/lr": lr}
-            run.metric(step, values)
-        if processes.is_first and ((step + 1) % 50 == 0 or step + 1 == len(phases)):
+        if not processes.is_first:
+            continue
+        values = {f"sft/{name}_loss": losses[-1], f"sft/{name}_nats": nats, "sft/lr": lr}
+        run.metric(step, values)
+        if (step + 1) % 50 == 0 or step + 1 == len(phases):
             run.log(f"step {step + 1}/{len(phases)} {name}: {losses[-1]:.3f} nats per choice")
 
         # Save
-        if processes.is_first and (step + 1) % config.checkpoint_every == 0:
+        if (step + 1) % config.checkpoint_every == 0:
             state = {"policy": dict(weights), "optimizer": optimizer.state_dict()}
             write_state(checkpoint, {**state, "step": step + 1, "losses": losses})
 
