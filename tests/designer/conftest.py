@@ -15,6 +15,8 @@ from flowloom.designer.policy import Policy
 from flowloom.runs import write_json
 from flowloom.workflow import Catalogue, Grammar, decode, random_workflows
 from tests.designer.tiny import CLASSES, PROMPTS, TINY
+from tests.evaluation.parts import PROMPTS as WORLD_PROMPTS
+from tests.evaluation.parts import write_parts
 
 
 @pytest.fixture(scope="session")
@@ -71,3 +73,12 @@ def inputs(tmp_path_factory, catalogue, grammar):
     listed = [{"prompt": prompt, "kind": "single"} for prompt in PROMPTS]
     write_json(root / "triplets" / "unrendered_prompts.json", listed)
     return {name: root / name for name in ("catalogue", "pairs", "triplets")}
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory):
+    """Folders as the stages write them, with models that render and a reward that predicts."""
+    parts = write_parts(tmp_path_factory.mktemp("parts"))
+    listed = [{"prompt": prompt, "kind": "single"} for prompt in WORLD_PROMPTS["train"]]
+    write_json(parts["triplets"] / "unrendered_prompts.json", listed)
+    return parts

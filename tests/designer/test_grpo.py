@@ -38,6 +38,11 @@ class ScriptedEnsemble:
         found = [files_of(row, self.grammar) for row in tokens]
         return np.array([float(f[0] == w) for f, w in zip(found, wanted, strict=True)])
 
+    def predict(self, prompts, tokens):
+        """Longer designs are less certain."""
+        spread = np.array([len(row) / 100 for row in tokens])
+        return self.reward(prompts, tokens) + spread, spread
+
 
 @pytest.fixture
 def designer(policy, grammar, tmp_path):
@@ -146,8 +151,9 @@ def test_resumed_equals_uninterrupted(tmp_path, inputs, policy, designer, ensemb
 def test_a_design_is_predicted_once(ensemble):
     reward = grpo.CachedReward(ensemble)
     ensemble.reward = lambda prompts, tokens: np.arange(len(prompts), dtype=float)
-    assert reward(["a", "b", "a"], [[1], [1], [1]]) == [0.0, 1.0, 0.0]
-    assert reward(["b", "a"], [[1], [2]]) == [1.0, 0.0]
+    spread = 0.01
+    assert reward(["a", "b", "a"], [[1], [1], [1]]) == [(0.0, spread), (1.0, spread), (0.0, spread)]
+    assert reward(["b", "a"], [[1], [2]]) == [(1.0, spread), (0.0, spread)]
 
 
 def test_a_non_finite_reward_names_its_step(tmp_path, inputs, designer, ensemble):
