@@ -11,7 +11,8 @@ import torch
 
 from flowloom.designer import candidates as module
 from flowloom.designer.baselines import prompt_similarity
-from flowloom.designer.design import Budget, Designer, file_heirs
+from flowloom.designer.design import Budget, Designer
+from flowloom.designer.extension import file_heirs
 from flowloom.designer.policy import Policy
 from flowloom.render.models import save_catalogue
 from flowloom.runs import write_json

@@ -18,6 +18,7 @@ import numpy as np
 from flowloom.config import check
 from flowloom.designer.baselines import prompt_similarity
 from flowloom.designer.candidates import Budget, Design, Drawer, Gate, distinct
+from flowloom.designer.extension import file_heirs, read_vocabulary
 from flowloom.designer.loading import load_pair, load_policy
 from flowloom.designer.policy import VOCABULARY_FILE, Policy
 from flowloom.reward.ensemble import Ensemble
@@ -114,7 +115,7 @@ class Designer:
         """Load artifacts: `publish_generator`, `train_sft`, `train_grpo`, `calibrate_reward`."""
         return cls(
             Catalogue.load(catalogue_dir / CATALOGUE_FILE),
-            _read_vocabulary(designer_dir),
+            read_vocabulary(designer_dir),
             *load_pair(designer_dir, adapter_dir),
             Ensemble.load(reward_dir),
             policies,
@@ -122,7 +123,7 @@ class Designer:
 
     @classmethod
     def _load_untuned(cls, folder: Path, catalogue: Catalogue | None) -> Designer:
-        path, vocabulary = folder / CATALOGUE_FILE, _read_vocabulary(folder)
+        path, vocabulary = folder / CATALOGUE_FILE, read_vocabulary(folder)
         facts = Catalogue.load(path) if path.is_file() else catalogue
         if facts is None:
             raise ValueError(
@@ -301,25 +302,6 @@ def unfamiliar(
     """Whether members differ on a design more than nearly all calibration designs, `[B]`."""
     limit = ensemble.calibration.get("spread_limit", math.inf)
     return ensemble.predict(prompts, tokens)[1] > limit
-
-
-def file_heirs(older: Vocabulary, vocabulary: Vocabulary) -> dict[int, list[int]]:
-    """For each new file's token the known ones of its role and family, or else of its folder."""
-    known = {k: token for k, token in enumerate(older.tokens) if token.group == "file"}
-    heirs = {}
-    for index, token in enumerate(vocabulary.tokens):
-        if token.group == "file" and index not in known:
-            folder = [k for k, other in known.items() if other.kind == token.kind]
-            same = [
-                k for k in folder if (known[k].role, known[k].family) == (token.role, token.family)
-            ]
-            if folder:
-                heirs[index] = same or folder
-    return heirs
-
-
-def _read_vocabulary(folder: Path) -> Vocabulary:
-    return Vocabulary.from_json(json.loads((folder / VOCABULARY_FILE).read_text()))
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -48,7 +48,9 @@ class Choice:
 
     @classmethod
     def of(cls, design: Design) -> Choice:
-        """A design that a designer lists."""
+        """A design that a designer with a reward ensemble lists."""
+        assert design.score is not None
+        assert design.interval is not None
         return cls(
             design.workflow, design.fingerprint, design.score, design.interval, len(design.tokens)
         )
