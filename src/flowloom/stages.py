@@ -49,7 +49,7 @@ STAGES: dict[str, Stage] = {
     "train_sft": Stage(
         function="flowloom.designer.sft:train_sft",
         inputs=("catalogue", "pairs"),
-        optional=("triplets",),
+        optional=("triplets", "start"),
         joint=True,
     ),
     "train_reward": Stage(
@@ -62,6 +62,8 @@ STAGES: dict[str, Stage] = {
     "train_grpo": Stage(
         function="flowloom.designer.grpo:train_grpo",
         inputs=("catalogue", "triplets", "designer", "reward"),
+        optional=("start",),
+        joint=True,
     ),
     "evaluate": Stage(
         function="flowloom.evaluation.evaluate:evaluate",

@@ -1,9 +1,11 @@
-"""Facts: the clipped gain and its gradient equal a two-token example worked by hand; advantages are
-centred in their group; with a reward for one token that depends on the prompt it learns to read the
+"""Facts: the clipped gain and its gradient equal a two-token example worked by hand, and so do the
+KL estimate and the gate; advantages are centred in their group; ten steps log what they always
+logged; with a reward for one token that depends on the prompt it learns to read the
 prompt, and embeddings stay as they are; a killed run started again ends with the same bytes; a
 reward that is not finite, or a step beyond the trust region, stops the run with its step."""
 
 import dataclasses
+import json
 import math
 
 import numpy as np
@@ -12,13 +14,21 @@ import torch
 
 from flowloom.designer import grpo
 from flowloom.designer.config import GRPOConfig
-from flowloom.designer.grpo import clipped_gain, group_advantages, k3, train_grpo
+from flowloom.designer.grpo import train_grpo
+from flowloom.designer.objective import (
+    clipped_gain,
+    group_advantages,
+    is_clipped,
+    k3,
+    most_uncertain,
+)
 from flowloom.designer.policy import Policy
 from flowloom.designer.rollout import rollout
 from flowloom.runs import Run, write_json
 from tests.designer.tiny import PROMPTS, files_of
 
 ATOL = 1e-6
+GOLDEN_RTOL = 1e-3
 CONFIG = GRPOConfig(num_steps=4, prompts_per_step=4, num_minibatches=2, checkpoint_every=1)
 WANTED = {
     "circle": "shapes-circle-star.safetensors",
@@ -93,6 +103,34 @@ def test_clipping_stops_only_gains():
     assert logprobs.grad.tolist() == pytest.approx([-1.5, 0.5], abs=ATOL)
 
 
+def test_what_is_clipped_has_no_gradient():
+    old = torch.zeros(5)
+    ratio = torch.tensor([1.5, 1.5, 0.5, 0.5, 1.1])
+    advantages = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0])
+    logprobs = ratio.log().requires_grad_()
+    clipped_gain(logprobs, old, advantages, 0.2).sum().backward()
+    expected = [True, False, False, True, False]
+    assert is_clipped(logprobs, old, advantages, 0.2).tolist() == expected
+    assert (logprobs.grad == 0).tolist() == expected
+
+
+def test_k3_by_hand():
+    # Reference 0.6, policy 0.3: r = 2, 2 - 1 - log 2. Its gradient in log pi is 1 - r.
+    logprobs = torch.tensor([0.3, 0.5]).log().requires_grad_()
+    estimate = k3(torch.tensor([0.6, 0.25]).log(), logprobs)
+    assert estimate.tolist() == pytest.approx([1 - math.log(2), math.log(2) - 0.5], abs=ATOL)
+    estimate.sum().backward()
+    assert logprobs.grad.tolist() == pytest.approx([-1.0, 0.5], abs=ATOL)
+
+
+def test_the_gate_takes_the_largest_spreads():
+    spread = torch.tensor([0.1, 0.4, 0.2, 0.3, 0.2])
+    assert most_uncertain(spread, 0.4).tolist() == [False, True, False, True, False]
+    assert most_uncertain(spread, 0.41).tolist() == [False, True, True, True, True]  # a tie
+    assert most_uncertain(spread, 0.01).tolist() == [False, True, False, False, False]
+    assert most_uncertain(spread, 1.0).all()
+
+
 def test_k3_is_unbiased():
     p, q = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.2, 0.5, 0.3])
     exact = (p * (p / q).log()).sum()
@@ -105,6 +143,24 @@ def test_group_advantages():
     by_std = group_advantages(rewards, True)
     assert by_std[0].tolist() == pytest.approx([-(0.5**0.5), 0.5**0.5], abs=1e-3)
     assert by_std[1].tolist() == [0.0, 0.0]
+    assert group_advantages(rewards * 2, False, 1.5).tolist() == [[-1.5, 1.5], [0.0, 0.0]]
+
+
+GOLDEN = {
+    "default": CONFIG,
+    "options": dataclasses.replace(
+        CONFIG, epochs=2, accumulate=2, kl="k3", kl_gate_frac=0.5, kl_coef=0.2, entropy_coef=0.02,
+        entropy_floor=0.65, divide_by_std=True, advantage_clip=2.0,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_losses(name, tmp_path, inputs, designer, ensemble, golden):
+    config = dataclasses.replace(GOLDEN[name], num_steps=10)
+    _train(tmp_path / "run", inputs, designer, config)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    golden(f"grpo_{name}.json", rows, rel=GOLDEN_RTOL)
 
 
 def test_learns_to_read_the_prompt(tmp_path, inputs, designer, ensemble, grammar):
