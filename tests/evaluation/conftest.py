@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.evaluation.parts import write_parts
+
 KINDS = ("colors", "counting", "single", "two")
 MEANS = {
     "grpo": 0.512,
@@ -16,6 +18,8 @@ MEANS = {
     "best_fixed": 0.402,
     "retrieval": 0.447,
     "random": 0.171,
+    "grpo_one": 0.478,
+    "sft_one": 0.352,
 }
 PROMPTS = (
     ("three red circles", "counting"),
@@ -23,6 +27,12 @@ PROMPTS = (
     ("please draw a cyan square", "colors"),
     ("a circle and a triangle", "two"),
 )
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory):
+    """Artifacts of every stage before `evaluate`; read only."""
+    return write_parts(tmp_path_factory.mktemp("parts"))
 
 
 def _picture(path, seed):
@@ -42,7 +52,18 @@ def _grid(path, seed):
 def _policy(name, mean):
     offsets = zip(KINDS, (0.12, -0.1, 0.06, -0.08), strict=True)
     by_kind = {kind: round(mean + offset, 4) for kind, offset in offsets}
-    return {"mean": mean, "se": 0.014, "by_kind": by_kind, "flops_mean": 2.1e8 + len(name) * 1e7}
+    return {
+        "mean": mean,
+        "se": 0.014,
+        "by_kind": by_kind,
+        "flops_mean": 2.1e8 + len(name) * 1e7,
+        "predicted": mean + 0.03,
+        "coverage": 0.875,
+        "num_workflows": 131,
+        "num_collapsed": 104,
+        "similarity": 0.9634,
+        "num_tokens": 31.2,
+    }
 
 
 @pytest.fixture
@@ -79,6 +100,9 @@ def evaluation_dir(tmp_path):
         "designs": {"n": 5000, "valid": 5000, "decodable": 5000, "unique_frac": 0.21},
         "random_designs": {"n": 5000, "valid": 5000, "decodable": 5000, "unique_frac": 1.0},
         "predicted_vs_true": {"spearman": 0.62, "gap": 0.041},
+        "coverage_level": 0.9,
+        "num_known": 5120,
+        "diversity": {"grpo": {"n": 500, "raw": 361, "collapsed": 243}},
         "choices": {
             "models": ["shapes-circle-star.safetensors", "shapes-warm.safetensors"],
             "rows": [

@@ -17,7 +17,7 @@ from flowloom.evaluation.statistics import paired_interval
 from flowloom.evaluation.unrendered import check_designs
 from flowloom.runs import Run, folder_digest
 from flowloom.workflow import Catalogue, Grammar, decode, random_workflows
-from tests.evaluation.parts import KINDS, write_model, write_parts
+from tests.evaluation.parts import KINDS, write_model
 
 CONFIG = EvaluateConfig(
     num_prompts=6,
@@ -29,11 +29,6 @@ CONFIG = EvaluateConfig(
     chunk_size=16,
     num_processes=1,
 )
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    return write_parts(tmp_path_factory.mktemp("parts"))
 
 
 @pytest.fixture(scope="module")

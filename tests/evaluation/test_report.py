@@ -63,6 +63,8 @@ def test_page_is_self_contained_and_complete(
     assert "promoted to champion" in text
     assert text.index('class="who us"') < text.index('class="who"')
     assert "please the reward models, not the score" not in text
+    assert "361 distinct, 243 with near-equal ones once" in text
+    assert "made to hold 90 % of single renders" in text
     assert "three red circles" in text
     assert "red, orange &lt;warm&gt;" in text
     assert "position" in text

@@ -18,12 +18,15 @@ NAMES = {
     "grpo_unguided": "GRPO, no guidance",
     "sft": "SFT",
     "sft_cold": "SFT, low temperature",
+    "grpo_one": "GRPO + guidance, one",
+    "sft_one": "SFT, one",
+    "conditioned": "SFT on scores",
     "best_fixed": "best fixed workflow",
     "retrieval": "nearest neighbour",
     "random": "random valid",
     "champion": "champion so far",
 }
-"""How a person calls the policies."""
+"""How a person calls the policies; "one" writes a single design."""
 CURVES: dict[str, tuple[tuple[str, dict[str, str]], ...]] = {
     "train_sft": (
         (
@@ -155,7 +158,7 @@ def _paired_chart(paired: Mapping[str, Any]) -> str:
     rows = []
     for key, interval in sorted(paired.items(), key=lambda item: item[1]["mean"]):
         name = NAMES.get(key.removeprefix("vs_"), key.removeprefix("vs_"))
-        bar = Bar(f"vs {name}", interval["mean"], interval["low"], interval["high"], True)
+        bar = Bar(name, interval["mean"], interval["low"], interval["high"], True)
         rows.append(bar)
     return interval_chart(rows, zero=True, unit="paired difference, same prompts and noise")
 

@@ -145,7 +145,9 @@ def share_of_gain(
     gain_N = gains_P[picks_NP].mean(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         share_N = np.where(gain_N > 0, ours_P[picks_NP].mean(axis=1) / gain_N, np.inf)
-    low, high = np.quantile(share_N, [(1 - level) / 2, (1 + level) / 2])
+    # Between infinite values there is nothing to interpolate.
+    ends = [(1 - level) / 2, (1 + level) / 2]
+    low, high = np.quantile(share_N, ends, method="inverted_cdf")
     mean = float(ours_P.mean() / gains_P.mean())
     return Interval(mean=mean, low=float(low), high=float(high), n=len(gains_P))
 

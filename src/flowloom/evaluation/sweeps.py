@@ -21,6 +21,7 @@ from flowloom.evaluation.policies import Draw, sample
 
 OUTPUT, WEIGHTS, TEMPERATURE = "guidance", "guidance in weights", "temperature, no guidance"
 """The curves."""
+_LABEL_OFFSETS = {OUTPUT: 24, TEMPERATURE: -24, WEIGHTS: -42}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,23 +114,26 @@ def draw_sweep(path: Path, rows: Sequence[dict[str, Any]], fixed: float) -> None
         x, y = ([row[name] for row in of_curve] for name in ("collapsed", "score"))
         axes.plot(x, y, color=color, marker="o", label=curve, lw=1.8, ms=5)
         axes.errorbar(x, y, [row["se"] for row in of_curve], color=color, alpha=0.25, fmt="none")
-        above = curve != TEMPERATURE
         for row in of_curve:
             letter = "T" if curve == TEMPERATURE else "w"
             axes.annotate(
                 f"{letter} {row['value']:g}",
                 (row["collapsed"], row["score"]),
-                xytext=(6, 7 if above else -13),
+                # Curves run close together: each has its labels at a distance of its own.
+                xytext=(0, _LABEL_OFFSETS[curve]),
                 textcoords="offset points",
+                ha="center",
+                va="center",
                 color=color,
                 fontsize=8.5,
+                arrowprops={"arrowstyle": "-", "color": color, "alpha": 0.35, "lw": 0.7},
             )
     axes.axhline(fixed, color="#8a8f98", lw=1, ls="--")
     axes.annotate(
         "best fixed workflow",
-        (0.995, fixed),
+        (0.008, fixed),
         xycoords=("axes fraction", "data"),
-        ha="right",
+        ha="left",
         va="bottom",
         color="#636870",
         fontsize=8.5,
@@ -138,6 +142,7 @@ def draw_sweep(path: Path, rows: Sequence[dict[str, Any]], fixed: float) -> None
         f"distinct workflows among {rows[0]['n']} designs, near-equal ones counted once"
     )
     axes.set_ylabel("rendered score, standard error of prompts")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.08, y=0.12)
     axes.legend(frameon=False, loc="best")
