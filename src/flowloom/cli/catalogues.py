@@ -107,6 +107,12 @@ def snapshot(parsed: Namespace) -> int:
         if parsed.install:
             have = {(file.folder, file.name) for file in catalogue.files}
             catalogue = catalogue.with_files(f for f in facts if (f.folder, f.name) not in have)
+    if parsed.profile is not None:
+        from flowloom.cli.sample import classes_of  # It opens catalogues through this module.
+
+        classes = classes_of(catalogue, None, parsed.profile) or catalogue.nodes
+        nodes = {name: spec for name, spec in catalogue.nodes.items() if name in set(classes)}
+        catalogue = dataclasses.replace(catalogue, nodes=nodes)
     name = Path(parsed.out).name.removesuffix(".gz").removesuffix(".json")
     catalogue = dataclasses.replace(catalogue, name=name)
     data = (json.dumps(catalogue.to_json(), indent=1) + "\n").encode()

@@ -327,6 +327,12 @@ def _add_catalogue(commands) -> None:
         action="store_true",
         help="add every file of --files, as if it were installed",
     )
+    snapshot.add_argument(
+        "--profile",
+        metavar="t2i|FILE",
+        help="only the classes of text-to-image workflows (t2i), or those that a file names, one "
+        "per line or as a JSON list: what a designer trained on the catalogue writes",
+    )
     snapshot.set_defaults(handler="catalogues:snapshot")
     diff = actions.add_parser(
         "diff",

@@ -17,6 +17,7 @@ RECIPES = {
     "smoke": "flowloom.recipes.embedded:smoke",
     "demo": "flowloom.recipes.embedded:demo",
     "bench": "flowloom.recipes.embedded:bench",
+    "server": "flowloom.recipes.server:server",
     "qwen3_0_6b": "flowloom.recipes.language_models:qwen3_0_6b",
     "llama_3_1_8b": "flowloom.recipes.language_models:llama_3_1_8b",
     "paper": "flowloom.recipes.language_models:paper",
