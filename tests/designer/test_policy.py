@@ -21,7 +21,7 @@ def _full(policy, prompts, tokens):
 def test_cache_equals_full_forward(policy):
     tokens = torch.randint(0, policy.num_tokens, (4, 7), generator=torch.Generator().manual_seed(0))
     full = _full(policy, PROMPTS, tokens)
-    cache = policy.prefill(policy.encode_prompts(PROMPTS)).repeat(2).reserve(7)
+    cache = policy.prefill(policy.encode_prompts(PROMPTS)).repeat(2)
     inputs = torch.cat([policy.start(4), tokens[:, :-1]], 1)
     for t, width in ((0, 1), (1, 3), (4, 1), (5, 2)):
         logits = policy.extend(inputs[:, t : t + width], cache)
@@ -31,7 +31,7 @@ def test_cache_equals_full_forward(policy):
 def test_selected_rows_keep_their_cache(policy):
     tokens = torch.randint(0, policy.num_tokens, (4, 3), generator=torch.Generator().manual_seed(0))
     full = _full(policy, PROMPTS, tokens)
-    cache = policy.prefill(policy.encode_prompts(PROMPTS)).repeat(2).reserve(3)
+    cache = policy.prefill(policy.encode_prompts(PROMPTS)).repeat(2)
     policy.extend(torch.cat([policy.start(4), tokens[:, :1]], 1), cache)
     rows = torch.tensor([3, 1])
     cache.select(rows)

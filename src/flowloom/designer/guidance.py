@@ -93,6 +93,6 @@ def sample(logprobs_BV: Tensor, uniform_B: Tensor) -> Tensor:
 
     An illegal token adds nothing to F, so it is never first.
     """
-    mass_BV = logprobs_BV.double().exp().cumsum(-1)
+    mass_BV = logprobs_BV.exp().cumsum(-1, dtype=torch.float64)
     threshold_B1 = uniform_B.double()[:, None] * mass_BV[:, -1:]
     return (mass_BV <= threshold_B1).sum(-1)

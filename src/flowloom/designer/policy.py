@@ -17,8 +17,9 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 
 from flowloom.config import override
 from flowloom.dataset.tokenizer import WordTokenizer
+from flowloom.designer.attention import Cache, Packed, attend_causally
 from flowloom.designer.config import PolicyConfig
 from flowloom.runs import write_json
 
@@ -36,68 +38,8 @@ MODEL_FILE, MODEL_RECORD = "model.safetensors", "model.json"
 ADAPTER_FILE, ADAPTER_RECORD = "adapter.safetensors", "adapter.json"
 TOKENIZER_FILE, VOCABULARY_FILE = "tokenizer.json", "vocabulary.json"
 
-
-class Cache:
-    """Keys and values of the positions seen so far, per layer."""
-
-    def __init__(self, keys: list[Tensor], values: list[Tensor], hidden_BL: Tensor):
-        """Hold the prefilled prompt.
-
-        Args:
-            keys: Per layer, B H L K.
-            values: Per layer, B H L K.
-            hidden_BL: True where a prompt position is padding.
-        """
-        self._keys, self._values = keys, values
-        self._hidden_BL = hidden_BL
-        self._bias = None
-        self._reserved = False
-        self.length = hidden_BL.shape[1]
-        self.num_written = 0
-
-    def repeat(self, num: int) -> Cache:
-        """Give each row `num` neighbouring copies."""
-        return Cache(
-            [k.repeat_interleave(num, 0) for k in self._keys],
-            [v.repeat_interleave(num, 0) for v in self._values],
-            self._hidden_BL.repeat_interleave(num, 0),
-        )
-
-    def reserve(self, capacity: int) -> Cache:
-        """Make room for `capacity` more positions: they are then written in place."""
-        for tensors in (self._keys, self._values):
-            tensors[:] = [F.pad(tensor, (0, 0, 0, capacity)) for tensor in tensors]
-        self._bias = _bias(F.pad(self._hidden_BL, (0, capacity)))[:, None, None]
-        self._reserved = True
-        return self
-
-    def select(self, rows: Tensor) -> None:
-        """Keep `rows`, in their order."""
-        self._keys = [k.index_select(0, rows) for k in self._keys]
-        self._values = [v.index_select(0, rows) for v in self._values]
-        self._hidden_BL = self._hidden_BL[rows]
-        if self._bias is not None:
-            self._bias = self._bias[rows]
-
-    def append(self, layer: int, key_BHTK: Tensor, value_BHTK: Tensor) -> tuple[Tensor, Tensor]:
-        """All keys and values of a layer, the new positions included."""
-        if not self._reserved:
-            key = torch.cat([self._keys[layer], key_BHTK], 2)
-            return key, torch.cat([self._values[layer], value_BHTK], 2)
-        end = self.length + key_BHTK.shape[2]
-        self._keys[layer][:, :, self.length : end] = key_BHTK
-        self._values[layer][:, :, self.length : end] = value_BHTK
-        return self._keys[layer][:, :, :end], self._values[layer][:, :, :end]
-
-    def bias(self, num_new: int) -> Tensor:
-        """Additive mask of new positions: padding is hidden, no position sees a later one."""
-        if self._bias is not None and num_new == 1:
-            return self._bias[..., : self.length + 1]
-        past_B1TL = _bias(self._hidden_BL)[:, None, None].expand(-1, 1, num_new, -1)
-        between = past_B1TL.new_zeros(len(past_B1TL), 1, num_new, self.length - past_B1TL.shape[-1])
-        causal_TT = _bias(torch.ones(num_new, num_new, dtype=torch.bool).triu(1))
-        causal_B1TT = causal_TT.expand(len(past_B1TL), 1, num_new, num_new)
-        return torch.cat([past_B1TL, between, causal_B1TT], -1)
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+LayerAttend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 class Block(nn.Module):
@@ -115,16 +57,15 @@ class Block(nn.Module):
         self.gate_up = nn.Linear(width, 2 * config.mlp_width, bias=False)
         self.down = nn.Linear(config.mlp_width, width, bias=False)
 
-    def forward(self, x_BTD: Tensor, cos_TK: Tensor, sin_TK: Tensor, attend) -> Tensor:
+    def forward(self, x_ND: Tensor, cos_NK: Tensor, sin_NK: Tensor, attend: Attend) -> Tensor:
         """Apply the block; `attend(query, key, value)` owns cache and mask."""
-        B, T, D = x_BTD.shape
-        qkv = self.qkv(F.rms_norm(x_BTD, (D,), self.attention_norm, 1e-6))
-        query, key, value = qkv.view(B, T, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        query, key = _rotate(query, cos_TK, sin_TK), _rotate(key, cos_TK, sin_TK)
-        mixed_BTD = attend(query, key, value).transpose(1, 2).reshape(B, T, D)
-        x_BTD = x_BTD + self.attention_out(mixed_BTD)
-        gate, up = self.gate_up(F.rms_norm(x_BTD, (D,), self.mlp_norm, 1e-6)).chunk(2, -1)
-        return x_BTD + self.down(F.silu(gate) * up)
+        N, D = x_ND.shape
+        qkv = self.qkv(F.rms_norm(x_ND, (D,), self.attention_norm, 1e-6))
+        qkv = qkv.view(N, 3, self.num_heads, -1)
+        query, key = _rotate(qkv[:, :2], cos_NK, sin_NK).unbind(1)
+        x_ND = x_ND + self.attention_out(attend(query, key, qkv[:, 2]))
+        gate, up = self.gate_up(F.rms_norm(x_ND, (D,), self.mlp_norm, 1e-6)).chunk(2, -1)
+        return x_ND + self.down(F.silu(gate) * up)
 
 
 class Policy(nn.Module):
@@ -192,50 +133,52 @@ class Policy(nn.Module):
 
     def prefill(self, prompts_PL: Tensor) -> Cache:
         """Run the prompts once; `extend` continues from the cache."""
-        L = prompts_PL.shape[1]
+        P, L = prompts_PL.shape
         keys, values = [], []
 
-        def attend(query, key, value):
-            keys.append(key)
-            values.append(value)
-            return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        def attend(_layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            keys.append(key.reshape(P, L, -1))
+            values.append(value.reshape(P, L, -1))
+            return attend_causally(query, key, value, P)
 
-        x_PLD = self.embedding(prompts_PL)
-        for block in self.blocks:
-            x_PLD = block(x_PLD, self._cos[:L], self._sin[:L], attend)
+        self._read(prompts_PL.flatten(), torch.arange(L).repeat(P), attend)
         return Cache(keys, values, prompts_PL == 0)
+
+    def _read(self, ids_N: Tensor, positions_N: Tensor, attend: LayerAttend) -> Tensor:
+        """All blocks, of tokens in a list. Shape N D."""
+        cos_NK, sin_NK = (
+            self._cos[positions_N][:, None, None],
+            self._sin[positions_N][:, None, None],
+        )
+        x_ND = self.embedding(ids_N)
+        for layer, block in enumerate(self.blocks):
+            x_ND = block(x_ND, cos_NK, sin_NK, partial(attend, layer))
+        return x_ND
+
+    def _logits(self, x_ND: Tensor) -> Tensor:
+        return self.head(F.rms_norm(x_ND, (self.config.width,), self.norm, 1e-6))
 
     def start(self, num_rows: int) -> Tensor:
         """Inputs that ask for the first workflow token. Shape B 1."""
         return torch.full((num_rows, 1), self.num_tokens)
 
-    def extend(self, inputs_BT: Tensor, cache: Cache, wanted_BT: Tensor | None = None) -> Tensor:
-        """Read T more inputs per row; logits of the token after some of them.
+    def extend(self, inputs_BT: Tensor, cache: Cache) -> Tensor:
+        """Read T more inputs per row into a cache with room for them.
 
         Args:
             inputs_BT: Workflow token ids, or `start`.
-            cache: Of B rows; one with room reserved remembers the new positions.
-            wanted_BT: Positions whose logits are wanted; by default the last of each row.
+            cache: Of B rows.
 
         Returns:
-            Unmasked logits of the N wanted positions in row-major order, shape N V.
+            Unmasked logits of the token after the last input, shape B V.
         """
-        T = inputs_BT.shape[1]
+        B, T = inputs_BT.shape
         first = self.config.num_prompt_tokens + cache.num_written
-        span = slice(first, first + T)
-        bias = cache.bias(T)
-        x_BTD = self.embedding(inputs_BT + self.num_words)
-        for layer, block in enumerate(self.blocks):
-
-            def attend(query, key, value, layer=layer):
-                key, value = cache.append(layer, key, value)
-                return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-
-            x_BTD = block(x_BTD, self._cos[span], self._sin[span], attend)
-        cache.length += T
-        cache.num_written += T
-        x_ND = x_BTD[:, -1] if wanted_BT is None else x_BTD[wanted_BT]
-        return self.head(F.rms_norm(x_ND, (self.config.width,), self.norm, 1e-6))
+        positions_N = torch.arange(first, first + T).repeat(B)
+        cache.open(T)
+        x_ND = self._read(inputs_BT.flatten() + self.num_words, positions_N, cache.attend)
+        cache.close()
+        return self._logits(x_ND[T - 1 :: T])
 
     @staticmethod
     def extend_together(
@@ -252,9 +195,17 @@ class Policy(nn.Module):
         Returns:
             Logits, shape N V: those of token t come from the prompt and tokens 0 .. t - 1.
         """
-        cache = self.prefill(prompts_PL).repeat(len(tokens_BT) // len(prompts_PL))
+        # Behind its last wanted token nothing of a row is read.
+        places_T = torch.arange(1, tokens_BT.shape[1] + 1)
+        lengths_B = (wanted_BT * places_T).amax(1).clamp(min=1)
         inputs_BT = torch.cat([self.start(len(tokens_BT)), tokens_BT[:, :-1]], 1)
-        return self.extend(inputs_BT, cache, wanted_BT)
+        packed = Packed(prompts_PL, inputs_BT, lengths_B)
+        P, L = prompts_PL.shape
+        ids_N = torch.cat([prompts_PL.flatten(), packed.inputs_N + self.num_words])
+        first = self.config.num_prompt_tokens
+        positions_N = torch.cat([torch.arange(L).repeat(P), first + packed.positions_N])
+        x_ND = self._read(ids_N, positions_N, packed.attend)
+        return self._logits(x_ND[packed.place_BT[wanted_BT]])
 
     def save(self, folder: Path) -> None:
         """Write weights, size and tokenizer: a designer folder but for its vocabulary."""
@@ -300,11 +251,6 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _bias(hidden: Tensor) -> Tensor:
-    """0 where a key is seen, -inf where it is hidden."""
-    return torch.zeros(hidden.shape).masked_fill(hidden, -torch.inf)
-
-
 def _rotary_table(length: int, width: int) -> tuple[Tensor, Tensor]:
     """cos and sin of position * 10000^(-2i/K), each for both halves. Shapes S K."""
     frequency = 10000.0 ** (-np.arange(0, width, 2) / width)
@@ -312,7 +258,10 @@ def _rotary_table(length: int, width: int) -> tuple[Tensor, Tensor]:
     return angle.cos(), angle.sin()
 
 
-def _rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
-    """Rotary positions, halves convention (arXiv 2104.09864): x cos + (-x2, x1) sin."""
-    first, second = x_BHTK.chunk(2, -1)
-    return x_BHTK * cos_TK + torch.cat([-second, first], -1) * sin_TK
+def _rotate(x: Tensor, cos_NK: Tensor, sin_NK: Tensor) -> Tensor:
+    """Rotary positions, halves convention (arXiv 2104.09864): x cos + (-x2, x1) sin.
+
+    Shape N 2 H K: queries and keys at once.
+    """
+    first, second = x.chunk(2, -1)
+    return x * cos_NK + torch.cat([-second, first], -1) * sin_NK

@@ -164,9 +164,7 @@ class _Sampler:
         self.position = 0
         self.num_tokens = policies[0].num_tokens
         self.caches = [
-            policy.prefill(policy.encode_prompts(prompts))
-            .repeat(num_per_prompt)
-            .reserve(max_length)
+            policy.prefill(policy.encode_prompts(prompts)).repeat(num_per_prompt)
             for policy in policies
         ]
         self.unread_BK = policies[0].start(num_rows)
