@@ -81,7 +81,8 @@ def test_learns_and_samples_validly(tmp_path, inputs):
     assert 0 < metrics["sft/best_loss"] < metrics["sft/prior_loss"] < losses[0]
     out = tmp_path / "run" / "out"
     names = {path.name for path in out.iterdir()}
-    assert names == {"model.safetensors", "model.json", "vocabulary.json", "tokenizer.json"}
+    written = {"model.safetensors", "model.json", "vocabulary.json", "tokenizer.json"}
+    assert names == written | {"catalogue.json.gz"}
     assert Policy.load(out).config == TINY
     assert load_levels(out) is None
 

@@ -18,7 +18,7 @@ import numpy as np
 from flowloom.config import check
 from flowloom.designer.baselines import prompt_similarity
 from flowloom.designer.candidates import Budget, Design, Drawer, Gate, distinct
-from flowloom.designer.extension import file_heirs, read_vocabulary
+from flowloom.designer.extension import CATALOGUE_FILE, file_heirs, read_vocabulary
 from flowloom.designer.loading import load_pair, load_policy
 from flowloom.designer.policy import VOCABULARY_FILE, Policy
 from flowloom.reward.ensemble import Ensemble
@@ -31,7 +31,6 @@ from flowloom.workflow import (
 )
 
 PolicyName = Literal["grpo", "sft", "best_fixed", "retrieval", "random"]
-CATALOGUE_FILE = "catalogue.json.gz"
 
 
 class Designer:

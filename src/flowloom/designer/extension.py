@@ -18,6 +18,8 @@ from flowloom.designer.loading import load_pair, load_policy
 from flowloom.designer.policy import VOCABULARY_FILE, Policy
 from flowloom.workflow import Catalogue, Vocabulary
 
+CATALOGUE_FILE = "catalogue.json.gz"
+
 
 def read_vocabulary(folder: Path) -> Vocabulary:
     """The vocabulary of a designer folder."""

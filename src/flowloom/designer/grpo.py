@@ -51,8 +51,9 @@ from flowloom.workflow import Catalogue, Grammar, Vocabulary, decode
 
 
 def train_grpo(
-    config: GRPOConfig, run: Run, *, catalogue: Path, triplets: Path, designer: Path, reward: Path
-) -> dict[str, float]:
+    config: GRPOConfig, run: Run, *, catalogue: Path, triplets: Path, designer: Path, reward: Path,
+    start: Path | None = None,
+) -> dict[str, float]:  # fmt: skip
     """Optimise a designer against a reward ensemble.
 
     Args:
@@ -60,8 +61,9 @@ def train_grpo(
         run: Run folder; `out` becomes an adapter folder, with `proposals.parquet` on wish.
         catalogue: Folder of `publish_generator`.
         triplets: Folder of `build_triplets`; only its unrendered train prompts are used.
-        designer: Designer folder of `train_sft`: start and reference.
+        designer: Designer folder of `train_sft`: the reference, and the start without `start`.
         reward: Ensemble folder of `calibrate_reward`.
+        start: Adapter folder of that designer to go on from.
 
     Returns:
         Means over the last steps.
@@ -78,7 +80,7 @@ def train_grpo(
 
     # Load
     installed = Catalogue.load(catalogue / "catalogue.json.gz")
-    policy, reference = load_pair(designer)
+    policy, reference = load_pair(designer, start)
     vocabulary = Vocabulary.from_json(json.loads((designer / VOCABULARY_FILE).read_text()))
     grammar = Grammar(installed, vocabulary, policy.config.num_workflow_tokens)
     scorer = CachedReward(Ensemble.load(reward))
@@ -106,20 +108,20 @@ def train_grpo(
 
     # Resume
     checkpoint = run.work / "state.pt"
-    start, history, watched = 0, [], {}
+    first, history, watched = 0, [], {}
     if checkpoint.is_file():
         state = torch.load(checkpoint, weights_only=True, map_location="cpu")
         with torch.no_grad():
             for name, weight in tuned.items():
                 weight.copy_(state["policy"][name])
         optimizer.load_state_dict(state["optimizer"])
-        start, history, watched = state["step"], state["history"], state["watched"]
+        first, history, watched = state["step"], state["history"], state["watched"]
         scorer.known = state["rewards"]
         if processes.is_first:
-            run.log(f"resumed at step {start}")
+            run.log(f"resumed at step {first}")
 
     # Loop
-    for step in range(start, config.num_steps):
+    for step in range(first, config.num_steps):
         # Roll out
         batch = _draw(prompts, config, step)
         own = [batch[group] for group in groups_P]

@@ -16,6 +16,7 @@ Shapes: B sequences of a batch, T tokens, N choices in it, L prompt positions.
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from flowloom.dataset.pairs import stream_pairs
 from flowloom.dataset.splits import PAIR_SPLITS, TRAIN
 from flowloom.designer.config import SFTConfig
 from flowloom.designer.examples import Examples, pair_examples, write_shard
+from flowloom.designer.extension import CATALOGUE_FILE, load_extended
 from flowloom.designer.loading import build_policy
 from flowloom.designer.policy import VOCABULARY_FILE, Policy
 from flowloom.designer.processes import Processes
@@ -48,17 +50,20 @@ EVAL_ROWS = 64
 
 
 def train_sft(
-    config: SFTConfig, run: Run, *, catalogue: Path, pairs: Path, triplets: Path | None = None
-) -> dict[str, float]:
+    config: SFTConfig, run: Run, *, catalogue: Path, pairs: Path, triplets: Path | None = None,
+    start: Path | None = None,
+) -> dict[str, float]:  # fmt: skip
     """Train a designer.
 
     Args:
         config: Its configuration.
         run: Run folder; `out` becomes a designer folder.
-        catalogue: Folder of `publish_generator`, or any with a `catalogue.json.gz`.
+        catalogue: Folder of `publish_generator`, or any with a `catalogue.json.gz`; copied.
         pairs: Folder of `build_pairs`.
         triplets: Folder of `build_triplets`; without it there is no phase 2, and nothing that was
             ever rendered is needed.
+        start: Designer folder to go on from, its vocabulary extended to files that came since;
+            `config.policy` then says nothing. Without it a designer is trained from scratch.
 
     Returns:
         Losses in nats per choice, also of held-out pairs and there per workflow; validity, distinct
@@ -79,9 +84,12 @@ def train_sft(
         raise ValueError("prior_steps: got 0 without triplets, expected a step")
 
     # Load
-    installed = Catalogue.load(catalogue / "catalogue.json.gz")
-    vocabulary = Vocabulary.build(installed)
-    grammar = Grammar(installed, vocabulary, config.policy.num_workflow_tokens)
+    installed = Catalogue.load(catalogue / CATALOGUE_FILE)
+    begun, vocabulary = None, Vocabulary.build(installed)
+    if start is not None:
+        begun, vocabulary = load_extended(start, installed)
+    num_tokens = (begun.config if begun else config.policy).num_workflow_tokens
+    grammar = Grammar(installed, vocabulary, num_tokens)
     if processes.is_first:
         _write_examples(config, run, grammar, catalogue, pairs, triplets)
     processes.wait()
@@ -91,7 +99,7 @@ def train_sft(
     texts |= {prompt_with_level("", level) for level in range(config.score_levels or 0)}
 
     # Build
-    policy = build_policy(
+    policy = begun or build_policy(
         config.policy, vocabulary=vocabulary, catalogue=installed, texts=sorted(texts),
         seed=config.seed,
     )  # fmt: skip
@@ -107,16 +115,16 @@ def train_sft(
 
     # Resume
     checkpoint = run.work / "state.pt"
-    start, losses = 0, []
+    first, losses = 0, []
     if checkpoint.is_file():
         state = torch.load(checkpoint, weights_only=True)
         with torch.no_grad():
             for name, weight in weights.items():
                 weight.copy_(state["policy"][name])
         optimizer.load_state_dict(state["optimizer"])
-        start, losses = state["step"], state["losses"]
+        first, losses = state["step"], state["losses"]
         if processes.is_first:
-            run.log(f"resumed at step {start}")
+            run.log(f"resumed at step {first}")
 
     # Loop
     policy.train()
@@ -125,7 +133,7 @@ def train_sft(
         assert examples
         assert stream
         rows = next(stream)
-        if step < start:
+        if step < first:
             continue
 
         # Update
@@ -171,6 +179,7 @@ def train_sft(
     policy.eval()
     policy.save(run.out)
     write_json(run.out / VOCABULARY_FILE, vocabulary.to_json())
+    shutil.copyfile(catalogue / CATALOGUE_FILE, run.out / CATALOGUE_FILE)
     save_levels(run.out, config.score_levels)
     metrics = {"sft/params": float(sum(weight.numel() for weight in policy.parameters()))}
     for name, part in zip(PHASES, np.split(losses, [config.prior_steps]), strict=True):
@@ -199,7 +208,7 @@ def _write_examples(
     triplets: Path | None,
 ) -> None:  # fmt: skip
     """Token shards of both phases and of held-out pairs, those that are missing."""
-    shards = pair_examples(pairs, catalogue, grammar.budget, run.work, config.num_processes)
+    shards = pair_examples(pairs, catalogue, grammar, run.work, config.num_processes)
     held_out = (
         row
         for table in stream_pairs(pairs, PAIR_SPLITS[1:], ("prompt", "workflow"))
