@@ -56,6 +56,7 @@ UPSCALERS = (
 )  # fmt: skip
 FIELDS = ("sampler_name", "scheduler", "steps", "cfg", "width")
 SHOWN_VALUES = 5
+LOW_TEMPERATURE = 0.7
 
 
 def structure(flows: list[Workflow], lengths: list[int]) -> dict:
@@ -142,10 +143,13 @@ def measure(catalogue_file: str, workflows: str | None, quick: bool) -> dict:
         grammar = Grammar(narrow, budget=policy.config.num_workflow_tokens)
         lines = PROMPTS.read_text().splitlines()
         prompts = [line for line in lines if not line.startswith("#")]
+        asked = [prompts[k % len(prompts)] for k in range(num)]
         began = time.perf_counter()
-        tokens = rollout(policy, grammar, [prompts[k % len(prompts)] for k in range(num)]).tokens
+        tokens = rollout(policy, grammar, asked).tokens
         seconds["design_s"] = time.perf_counter() - began
         flows = [decode(row, grammar) for row in tokens]
+        sharper = rollout(policy, grammar, asked, temperature=LOW_TEMPERATURE).tokens
+        sharp_flows = [decode(row, grammar) for row in sharper]
         rows = read_pairs(pairs, columns=("workflow",))["workflow"][:2000]
         of_pairs = [Workflow.from_api(json.loads(row)) for row in rows]
         pair_lengths = [len(encode(flow, grammar).tokens) for flow in of_pairs]
@@ -157,39 +161,51 @@ def measure(catalogue_file: str, workflows: str | None, quick: bool) -> dict:
         "sft": designer.metrics,
         "designs": num,
         "valid": sum(is_valid(flow, whole) for flow in flows),
+        "valid_sharper": sum(is_valid(flow, whole) for flow in sharp_flows),
         "distinct": len({flow.template_fingerprint() for flow in flows}),
         "structure": structure(flows, [len(row) for row in tokens]),
+        "structure_sharper": structure(sharp_flows, [len(row) for row in sharper]),
         "structure_of_pairs": structure(of_pairs, pair_lengths),
     }
 
 
 def show(result: dict) -> None:
-    """Print a table: designs, pairs, people's workflows."""
-    ours, theirs = result["structure"], result["structure_of_pairs"]
-    for name in ("classes_of_server", "classes_written", "vocabulary", "designs"):
+    """Print a table: designs, sharper ones, pairs, people's workflows."""
+    sides = [result[f"structure{name}"] for name in ("", "_sharper", "_of_pairs")]
+
+    def row(name: str, values, real: float | None = None, digits: int = 2) -> None:
+        known = [*values] if real is None else [*values, real]
+        print(f"{name:32s}" + "".join(f"{value:10.{digits}f}" for value in known))
+
+    for name in ("classes_of_server", "classes_written", "vocabulary", "designs", "distinct"):
         print(f"{name:32s}{result[name]:10d}")
     for name in ("pairs_s", "train_s", "design_s"):
-        print(f"{name:32s}{result[name]:10.1f}")
+        row(name, [result[name]], digits=1)
     for name, value in result["sft"].items():
-        print(f"{name:32s}{value:10.3f}")
-    print(f"{'valid on the server':32s}{result['valid']:10d} of {result['designs']}")
-    print(f"{'distinct':32s}{result['distinct']:10d}")
-    print(f"\n{'':32s}{'designs':>10s}{'pairs':>10s}{'people':>10s}")
+        row(name, [value], digits=3)
+    for name in ("valid", "valid_sharper"):
+        print(f"{name:32s}{result[name]:10d} of {result['designs']}")
+    print(
+        f"\n{'':32s}{'designs':>10s}{f'at T {LOW_TEMPERATURE}':>10s}{'pairs':>10s}{'people':>10s}"
+    )
     for name, real in REAL_SIZES.items():
-        print(f"{name:32s}{ours['sizes'][name]:10.1f}{theirs['sizes'][name]:10.1f}{real:10.1f}")
+        row(name, [side["sizes"][name] for side in sides], real, 1)
     for name, real in REAL_SHARES.items():
-        shares = [side["classes"].get(name, 0.0) for side in (ours, theirs)]
-        print(f"{name:32s}{shares[0]:10.2f}{shares[1]:10.2f}{real:10.2f}")
-    for name in ours["parts"]:
-        print(f"{name:32s}{ours['parts'][name]:10.2f}{theirs['parts'][name]:10.2f}")
+        row(name, [side["classes"].get(name, 0.0) for side in sides], real)
+    off = [
+        np.mean([abs(side["classes"].get(name, 0.0) - real) for name, real in REAL_SHARES.items()])
+        for side in sides
+    ]
+    row("mean |share - people's|", off)
+    for name in sides[0]["parts"]:
+        row(name, [side["parts"][name] for side in sides])
     for field in FIELDS:
+        values = [side["values"][field] for side in sides]
         known = REAL_VALUES.get(field, {})
-        for value, share in list(theirs["values"][field].items())[:SHOWN_VALUES]:
-            real = f"{known[value]:10.2f}" if value in known else ""
-            label = f"{field} {value}"
-            print(f"{label:32s}{ours['values'][field].get(value, 0.0):10.2f}{share:10.2f}{real}")
-        apart = distance(ours["values"][field], theirs["values"][field])
-        print(f"{field + ': total variation':32s}{apart:10.2f}")
+        for value in list(values[-1])[:SHOWN_VALUES]:
+            row(f"{field} {value}", [side.get(value, 0.0) for side in values], known.get(value))
+        apart = [distance(side, values[-1]) for side in values[:-1]]
+        row(f"{field}: total variation to pairs", apart)
 
 
 def main() -> None:

@@ -106,7 +106,7 @@ def test_pairs_of_other_splits_stay_out(inputs, rows, grammar, tmp_path):
         }
         schema = pa.schema([(name, pa.string()) for name in columns])
         write_table(folder / f"pairs-{number:05d}-of-00002.parquet", columns, schema)
-    shards = pair_examples(folder, inputs["catalogue"], grammar.budget, tmp_path, 1)
+    shards = pair_examples(folder, inputs["catalogue"], grammar, tmp_path, 1)
     examples = Examples(shards, grammar.vocabulary.size)
     prompts, _ = examples.select(torch.arange(len(examples)))
     assert prompts == [rows[k][0] for k in (0, 1, 2, 3, 5, 6, 7)]

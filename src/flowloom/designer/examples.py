@@ -32,6 +32,7 @@ from flowloom.dataset.splits import TRAIN
 from flowloom.dataset.tables import stream_tables
 from flowloom.dataset.workers import run_tasks
 from flowloom.designer.rollout import Sequences, replay
+from flowloom.runs import write_json
 from flowloom.workflow import Catalogue, Grammar, Vocabulary, Workflow, encode
 
 POOL_BATCHES = 8
@@ -155,21 +156,24 @@ class _Chunk:
 
 
 def pair_examples(
-    pairs: Path, catalogue: Path, budget: int, work: Path, num_processes: int
+    pairs: Path, catalogue: Path, grammar: Grammar, work: Path, num_processes: int
 ) -> list[Path]:
     """Token shards of the train split, one for each shard of the pairs; written if missing.
 
     Args:
         pairs: Folder of `build_pairs`.
         catalogue: Folder of `publish_generator`.
-        budget: Most tokens of a workflow.
+        grammar: Of that catalogue, with the policy's vocabulary.
         work: Where to write.
         num_processes: Worker processes.
     """
+    vocabulary = work / "vocabulary.json"
+    if not vocabulary.is_file():
+        write_json(vocabulary, grammar.vocabulary.to_json())
     files = pair_files(pairs)
     shards = [work / f"prior-{number:05d}.arrow" for number in range(len(files))]
     tasks = [
-        (file, catalogue, budget, shard)
+        (file, catalogue, vocabulary, grammar.budget, shard)
         for file, shard in zip(files, shards, strict=True)
         if not shard.is_file()
     ]
@@ -216,7 +220,9 @@ def _batch(prompts: list[str], sequences: Sequences, known: dict[bytes, int]) ->
     return pa.record_batch([pa.array(prompts, pa.string()), *columns], schema=_SCHEMA)
 
 
-def _write_pairs(pair_file: Path, catalogue: Path, budget: int, shard: Path) -> None:
+def _write_pairs(
+    pair_file: Path, catalogue: Path, vocabulary: Path, budget: int, shard: Path
+) -> None:
     rows = (
         (prompt, workflow)
         for table in stream_tables([pair_file], ["prompt", "workflow", "split"])
@@ -225,13 +231,14 @@ def _write_pairs(pair_file: Path, catalogue: Path, budget: int, shard: Path) -> 
         )
         if split == TRAIN
     )
-    write_shard(shard, rows, _grammar(catalogue, budget))
+    write_shard(shard, rows, _grammar(catalogue, vocabulary, budget))
 
 
 @functools.lru_cache(maxsize=1)
-def _grammar(catalogue: Path, budget: int) -> Grammar:
+def _grammar(catalogue: Path, vocabulary: Path, budget: int) -> Grammar:
     installed = Catalogue.load(catalogue / "catalogue.json.gz")
-    return Grammar(installed, Vocabulary.build(installed), budget)
+    tokens = Vocabulary.from_json(json.loads(vocabulary.read_text()))
+    return Grammar(installed, tokens, budget)
 
 
 def _encoded(workflows: Sequence[str], grammar: Grammar) -> list[list[int]]:
