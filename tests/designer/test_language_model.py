@@ -5,21 +5,30 @@ leaves the model's own weights bit for bit; what is merged and saved gives the s
 probabilities of a rollout are those of teacher forcing; prompts of other lengths beside a prompt
 change nothing; with the adapter off the policy is its reference exactly, with it on and off in one
 batch each row is what it is alone; guidance in weights is exact at 0 and 1; recomputed activations
-give the same gradients; PEFT reads the saved adapter.
+give the same gradients; PEFT reads the saved adapter; the loops of SFT and GRPO train it, and end
+with the same bytes when they are stopped and started again.
 """
 
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from flowloom.config import override, to_dict
-from flowloom.designer import loading
-from flowloom.designer.config import LanguageModelConfig, LoRAConfig, PolicyConfig, SFTConfig
+from flowloom.designer import grpo, loading, sft
+from flowloom.designer.config import (
+    GRPOConfig,
+    LanguageModelConfig,
+    LoRAConfig,
+    PolicyConfig,
+    SFTConfig,
+)
 from flowloom.designer.descriptions import describe
 from flowloom.designer.language_model import LanguageModelPolicy
 from flowloom.designer.rollout import choice_logprobs, rollout
+from flowloom.runs import Run
 from flowloom.workflow import ModelFile
 from tests.designer.tiny import PROMPTS, TINY
 
@@ -411,3 +420,64 @@ def test_what_is_wrong_is_said(models, build):
         dataclasses.replace(LoRAConfig(), rank=0)
     with pytest.raises(ValueError, match=r"not found in the base model"):
         build(lora=LoRAConfig(target_modules=("absent",)))
+
+
+class LongIsGood:
+    """Reward: a twentieth per token."""
+
+    def reward(self, prompts, tokens):
+        return np.array([len(row) / 20 for row in tokens])
+
+    def predict(self, prompts, tokens):
+        return self.reward(prompts, tokens), np.zeros(len(tokens))
+
+
+class KilledError(Exception):
+    pass
+
+
+def _run(stage, folder, train, **inputs):
+    run = Run(stage, folder)
+    run.work.mkdir(parents=True, exist_ok=True)
+    run.begin()
+    return run.finish(train(run=run, **inputs)).digest
+
+
+def _killed_run(monkeypatch, stage, folder, train, after, **inputs):
+    """The digest of a run that was killed once, at its step `after`."""
+
+    def metric(self, step, values):
+        if step == after:
+            raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "metric", metric)
+        with pytest.raises(KilledError):
+            _run(stage, folder, train, **inputs)
+    return _run(stage, folder, train, **inputs)
+
+
+def test_the_loops_train_it(models, inputs, tmp_path, monkeypatch):
+    supervised = SFTConfig(
+        policy=config_of(models), prior_steps=4, best_steps=2, batch_size=8, lr=1e-2,
+        warmup_steps=1, num_samples=4, num_held_out=4, num_processes=1, checkpoint_every=2,
+    )  # fmt: skip
+    train = {"config": supervised, **inputs}
+    digest = _run("train_sft", tmp_path / "sft", sft.train_sft, **train)
+    again = _killed_run(monkeypatch, "train_sft", tmp_path / "again", sft.train_sft, 3, **train)
+    assert again == digest
+
+    monkeypatch.setattr(grpo.Ensemble, "load", lambda folder: LongIsGood())
+    config = GRPOConfig(num_steps=3, prompts_per_step=4, num_minibatches=2, checkpoint_every=1)
+    tune = {
+        "config": config, "catalogue": inputs["catalogue"], "triplets": inputs["triplets"],
+        "designer": tmp_path / "sft" / "out", "reward": tmp_path,
+    }  # fmt: skip
+    digest = _run("train_grpo", tmp_path / "grpo", grpo.train_grpo, **tune)
+    again = _killed_run(monkeypatch, "train_grpo", tmp_path / "half", grpo.train_grpo, 1, **tune)
+    assert again == digest
+
+    tuned, reference = loading.load_pair(tmp_path / "sft" / "out", tmp_path / "grpo" / "out")
+    tokens = _tokens(tuned)
+    moved = _full(tuned, MIXED, tokens) - _full(reference, MIXED, tokens)
+    assert moved.abs().max() > 1e-3

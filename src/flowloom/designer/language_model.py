@@ -113,12 +113,14 @@ class LanguageModelPolicy(nn.Module):
         return view
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """What SFT trains: the workflow's rows and the LoRA."""
-        return {name: weight for name, weight in self.named_parameters() if weight.requires_grad}
+        """What SFT trains: the workflow's rows and a LoRA, a fresh one where there is none yet."""
+        if self.adapter is None:
+            self.adapter = Adapter(self.model, self.config.lora, seed=0)
+        return self._weights("embedding.weight", "head")
 
     def tuned_parameters(self) -> dict[str, nn.Parameter]:
         """What GRPO trains and an adapter holds: its LoRA and the change of the scoring rows."""
-        return self.trainable_parameters()
+        return self._weights("head_delta")
 
     def train(self, mode: bool = True) -> LanguageModelPolicy:
         """Switch the LoRA's dropout on or off."""
@@ -304,6 +306,11 @@ class LanguageModelPolicy(nn.Module):
             policy.make_tunable()
             policy._load_adapter(adapter_dir)
         return policy
+
+    def _weights(self, *names: str) -> dict[str, nn.Parameter]:
+        """Those named, and the LoRA."""
+        own = self.named_parameters()
+        return {name: weight for name, weight in own if name in names or ".lora_" in name}
 
     def _load_adapter(self, folder: Path) -> None:
         assert self.adapter is not None
