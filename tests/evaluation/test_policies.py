@@ -11,6 +11,7 @@ import pytest
 
 from flowloom.designer.baselines import stored_policies
 from flowloom.designer.design import Designer
+from flowloom.designer.loading import extrapolated
 from flowloom.evaluation.config import EvaluateConfig
 from flowloom.evaluation.policies import Conditioned, Draw, choices_of, choose, draw_of, sample
 from flowloom.evaluation.scores import ScoreBook
@@ -20,7 +21,6 @@ from flowloom.evaluation.sweeps import (
     Point,
     check_endpoints,
     draw_sweep,
-    extrapolated,
     points_of,
     sample_point,
 )

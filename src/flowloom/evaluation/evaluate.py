@@ -113,6 +113,7 @@ def evaluate(
     ours = Designer.from_parts(catalogue, designer, adapter, reward, stored_policies(triplets))
     theirs = None if champion is None else Designer.load(champion)
     asked = None if conditioned is None else Conditioned.load(conditioned)
+    assert ours.ensemble is not None
     timing = _Timing()
 
     # Design, before anything is rendered.

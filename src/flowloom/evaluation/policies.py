@@ -145,6 +145,7 @@ def choices_of(
     designer: Designer, prompts: Sequence[str], rows: Sequence[Sequence[int]]
 ) -> list[Choice]:
     """Token rows as designs with predicted score and interval, one per prompt."""
+    assert designer.ensemble is not None
     grammar = grammar_of(designer)
     predicted = designer.ensemble.score_and_interval(prompts, rows)
     choices = []

@@ -13,10 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from flowloom.designer.design import Designer
-from flowloom.designer.policy import Policy
+from flowloom.designer.loading import extrapolated
 from flowloom.evaluation.policies import Draw, sample
 
 OUTPUT, WEIGHTS, TEMPERATURE = "guidance", "guidance in weights", "temperature, no guidance"
@@ -64,16 +62,6 @@ def sample_point(
     return sample(mixed, Draw("grpo"), prompts, seed)
 
 
-def extrapolated(tuned: Policy, reference: Policy, weight: float) -> Policy:
-    """A policy with weights theta_0 + w (theta_1 - theta_0) of what tuning changed."""
-    mixed = copy.deepcopy(tuned)
-    before = reference.tuned_parameters()
-    with torch.no_grad():
-        for name, value in mixed.tuned_parameters().items():
-            value.copy_(torch.lerp(before[name], value, weight))
-    return mixed
-
-
 def check_endpoints(designer: Designer, prompts: Sequence[str], seed: int) -> dict[str, int]:
     """Whether w = 0 designs as the SFT policy does, and w = 1 as the tuned one, token by token.
 
@@ -104,6 +92,7 @@ def draw_sweep(path: Path, rows: Sequence[dict[str, Any]], fixed: float) -> None
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     colors = {OUTPUT: "#0b7a75", TEMPERATURE: "#c46a1b", WEIGHTS: "#6a5acd"}
     figure, axes = plt.subplots(figsize=(9, 5.5), dpi=110, layout="constrained")
@@ -142,7 +131,7 @@ def draw_sweep(path: Path, rows: Sequence[dict[str, Any]], fixed: float) -> None
         f"distinct workflows among {rows[0]['n']} designs, near-equal ones counted once"
     )
     axes.set_ylabel("rendered score, standard error of prompts")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.08, y=0.12)
     axes.legend(frameon=False, loc="best")
