@@ -1,6 +1,7 @@
 """A designer for the catalogue of a real server, trained without a renderer.
 
     python -m benchmarks.server_designer [--quick] [--json] [--catalogue FILE] [--workflows PATH]
+        [--steps N]
 
 Runs the recipe `server` on the shipped catalogue `example` (ComfyUI 0.33 with common model files as
 if installed) and the hundred prompts of `server_prompts.txt`: pairs, training, 500 designs, each
@@ -104,7 +105,7 @@ def distance(first: dict[str, float], second: dict[str, float]) -> float:
     return sum(abs(first.get(n, 0) - second.get(n, 0)) for n in {*first, *second}) / 2
 
 
-def train(home: Path, catalogue: Catalogue, workflows: str | None, quick: bool):
+def train(home: Path, catalogue: Catalogue, workflows: str | None, quick: bool, steps: int | None):
     """The recipe's two stages; folders of both, seconds and final metrics."""
     folder = home / "server"
     folder.mkdir()
@@ -113,6 +114,7 @@ def train(home: Path, catalogue: Catalogue, workflows: str | None, quick: bool):
     given |= {"workflows_file": workflows} if workflows else {}
     few_pairs = {"num_pairs": 2000} if quick else {}
     few_steps = {"prior_steps": 40, "num_samples": 20} if quick else {}
+    few_steps |= {} if steps is None else {"prior_steps": steps}
     began = time.perf_counter()
     pairs = stages.run(
         "build_pairs",
@@ -129,7 +131,9 @@ def train(home: Path, catalogue: Catalogue, workflows: str | None, quick: bool):
     return pairs, designer, seconds
 
 
-def measure(catalogue_file: str, workflows: str | None, quick: bool) -> dict:
+def measure(
+    catalogue_file: str, workflows: str | None, quick: bool = False, steps: int | None = None
+) -> dict:
     """All figures."""
     whole = Catalogue.load(catalogue_file)
     names = set(text_to_image(whole))
@@ -138,7 +142,7 @@ def measure(catalogue_file: str, workflows: str | None, quick: bool) -> dict:
     num = NUM_QUICK if quick else NUM_DESIGNS
     with tempfile.TemporaryDirectory() as home:
         os.environ["FLOWLOOM_HOME"] = home
-        pairs, designer, seconds = train(Path(home), narrow, workflows, quick)
+        pairs, designer, seconds = train(Path(home), narrow, workflows, quick, steps)
         policy = load_policy(designer.out_dir)
         grammar = Grammar(narrow, budget=policy.config.num_workflow_tokens)
         lines = PROMPTS.read_text().splitlines()
@@ -215,8 +219,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object as last line")
     parser.add_argument("--catalogue", default=CATALOGUE, help="a catalogue with model files")
     parser.add_argument("--workflows", metavar="PATH", help="a person's workflows")
+    parser.add_argument("--steps", type=int, help="training steps in place of the recipe's")
     options = parser.parse_args()
-    result = measure(options.catalogue, options.workflows, options.quick)
+    result = measure(options.catalogue, options.workflows, options.quick, options.steps)
     show(result)
     if options.json:
         print(json.dumps(result))
