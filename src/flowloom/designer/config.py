@@ -77,7 +77,7 @@ class LanguageModelConfig:
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Of the frozen weights; workflow rows and adapters are float32."""
     device: str = "auto"
-    """Where it runs, as torch names it; `auto` is the first GPU, else the CPU."""
+    """Where it runs, as torch names it; `auto` is the process's own GPU, else the CPU."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention implementation of transformers."""
     gradient_checkpointing: bool = False

@@ -34,6 +34,7 @@ from flowloom.designer.descriptions import START
 from flowloom.designer.lora import Adapter
 from flowloom.designer.past import Cache, Past
 from flowloom.designer.policy import ADAPTER_FILE, ADAPTER_RECORD, MODEL_RECORD
+from flowloom.designer.pretrained import quiet, read_model
 from flowloom.runs import write_json
 
 ROWS_FILE = "workflow.safetensors"
@@ -93,7 +94,7 @@ class LanguageModelPolicy(nn.Module):
         Raises:
             ValueError: There is no such model, or the LoRA's layers are not in it.
         """
-        model, tokenizer = _read(config.name_or_path, config, config.revision)
+        model, tokenizer = read_model(config.name_or_path, config, config.revision)
         policy = cls(config, model, tokenizer, descriptions)
         policy.adapter = Adapter(model, config.lora, seed)
         return policy
@@ -259,7 +260,8 @@ class LanguageModelPolicy(nn.Module):
         weights = self.model.state_dict()
         if self.adapter is not None:
             weights = self.adapter.merged(self.model, strength)
-        self.model.save_pretrained(folder, state_dict=weights)
+        with quiet():
+            self.model.save_pretrained(folder, state_dict=weights)
         self.tokenizer.save_pretrained(folder)
         head = self.head if self.head_delta is None else self.head + strength * self.head_delta
         rows = {"embedding": self.embedding.weight, "head": head}
@@ -299,7 +301,7 @@ class LanguageModelPolicy(nn.Module):
                     f"{adapter_dir}: got the adapter of designer {wanted[:12]}, "
                     f"expected one of {found[:12]}"
                 )
-        model, tokenizer = _read(str(designer_dir), config)
+        model, tokenizer = read_model(str(designer_dir), config)
         rows = safetensors.torch.load_file(designer_dir / ROWS_FILE)
         policy = cls(config, model, tokenizer, record["descriptions"], rows)
         if adapter_dir is not None:
@@ -396,36 +398,6 @@ class LanguageModelPolicy(nn.Module):
 
 def _pick(hidden_BTD: Tensor, wanted_BT: Tensor | None) -> Tensor:
     return hidden_BTD[:, -1] if wanted_BT is None else hidden_BTD[wanted_BT.to(hidden_BTD.device)]
-
-
-def _read(source: str, config: LanguageModelConfig, revision: str | None = None) -> tuple[Any, Any]:
-    """Model and tokenizer of a folder or the hub.
-
-    Raises:
-        ValueError: There is none.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-        model = AutoModelForCausalLM.from_pretrained(
-            source,
-            revision=revision,
-            dtype=getattr(torch, config.dtype),
-            attn_implementation=config.attention,
-        )
-    except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{source}: expected a causal language model, got: {reason}") from error
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-    auto = "cuda" if torch.cuda.is_available() else "cpu"
-    device = auto if config.device == "auto" else config.device
-    return torch.nn.Module.to(model, device).eval(), tokenizer
 
 
 def _sha256(path: Path) -> str:
