@@ -99,6 +99,7 @@ def rollout(
     floor: float = guide.FLOOR,
     seed: int = 0,
     streams: Sequence[int] | None = None,
+    skip_forced: bool = True,
 ) -> Rollout:
     """Sample designs.
 
@@ -114,6 +115,7 @@ def rollout(
         floor: Its plausibility floor.
         seed: Row b draws from stream b of this seed, whatever else is in the batch.
         streams: Stream of each row instead, P * G numbers: of rows that are part of a larger batch.
+        skip_forced: Whether a token without alternative is no choice; False to see what that saves.
 
     Raises:
         ValueError: `guidance` without `reference`, or a policy with non-finite output.
@@ -131,7 +133,7 @@ def rollout(
         for start in range(0, len(prompts), prompts_per_chunk):
             chunk = prompts[start : start + prompts_per_chunk]
             uniform_BT = noise_BT[start * num_per_prompt :][: len(chunk) * num_per_prompt]
-            sampler = _Sampler(policies, grammar, chunk, num_per_prompt, max_length)
+            sampler = _Sampler(policies, grammar, chunk, num_per_prompt, max_length, skip_forced)
             for legal_BV, logits in sampler:
                 if guidance == 1.0:
                     logprobs_BV = guide.masked_log_softmax(logits[0], legal_BV)
@@ -156,8 +158,9 @@ class _Sampler:
         prompts: Sequence[str],
         num_per_prompt: int,
         max_length: int,
+        skip_forced: bool,
     ):
-        self.policies, self.max_length = policies, max_length
+        self.policies, self.max_length, self.skip_forced = policies, max_length, skip_forced
         num_rows = len(prompts) * num_per_prompt
         self.state = grammar.start(num_rows)
         self.rows = np.arange(num_rows)
@@ -184,6 +187,8 @@ class _Sampler:
                 )
             self.legal_BV = torch.from_numpy(self.state.mask())
             self.choice_B = self.legal_BV.sum(1) > 1
+            if not self.skip_forced:
+                self.choice_B = torch.from_numpy(~self.state.done)
             if not self.choice_B.any():
                 # Nothing to choose in any row: read these tokens together with the next ones.
                 self.append(self.legal_BV.int().argmax(1), None)
