@@ -63,7 +63,7 @@ def calibrate_reward(
     shutil.copyfile(catalogue / member.CATALOGUE_FILE, run.out / member.CATALOGUE_FILE)
     units = {"members": len(members), "beta": config.beta, "coverage": config.coverage}
     units |= {"intercept": records[0]["mean"], "slope": records[0]["std"]}
-    units |= {"edges": [], "low": [0.0], "high": [0.0]}
+    units |= {"edges": [], "low": [0.0], "high": [0.0], "spread_limit": 0.0}
     write_json(run.out / CALIBRATION_FILE, units)
     ensemble = Ensemble.load(run.out)
 
@@ -93,6 +93,7 @@ def calibrate_reward(
         at_R = cell_of_R[other_R]
         covered.append((scores_R[other_R] >= low_C[at_R]) & (scores_R[other_R] <= high_C[at_R]))
     low_C, high_C = interval(fitted, mean_C)
+    fitted["spread_limit"] = float(np.quantile(std_C, config.familiar_frac))
 
     # Judge.
     errors_C = np.abs(units["intercept"] + units["slope"] * mean_C - means_C)

@@ -31,22 +31,53 @@ class NetworkConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class AdditiveConfig:
+    """The additive part: ridge penalties by sort of fact, in renders; None leaves a sort out."""
+
+    row: float | None = 0.3
+    """What a node is or has: class, value, link."""
+    word: float | None = 0.1
+    """A word of the prompt."""
+    file_word: float | None = 0.1
+    """A file with a word of the prompt, or with any."""
+    file_row: float | None = 20.0
+    """A file with what a node is or has: many, and each seen seldom."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            check(value is None or value > 0, field.name, value, "> 0 or null")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RewardConfig:
     """`train_reward`: one member of the ensemble, by regression on single renders."""
 
     member: int = 0
-    """Which member: members differ in initial weights and order of data only."""
+    """Which member: members differ in initial weights, order of data and, with `bootstrap`, in the
+    prompts that their additive part is fitted on."""
     seed: int = 0
     """Seed of the ensemble; a member draws from (seed, member, epoch)."""
+    additive: AdditiveConfig = AdditiveConfig()
+    """The part that is solved in one go."""
+    bootstrap: bool = True
+    """Fit the additive part on prompts drawn with replacement: the spread between members then says
+    how much their predictions depend on which prompts were rendered."""
+    deep_share: float = 0.35
+    """Share of the network in the logit; 1 leaves the additive part out, 0 the network."""
+    deep_file_word: float | None = 0.3
+    """Penalty of the (file, word) weights below the network, which learns what they leave; None:
+    there are none."""
     network: NetworkConfig = NetworkConfig()
     """Size."""
     num_steps: int = 400
-    """Optimiser steps."""
+    """Optimiser steps of the network."""
     prompts_per_step: int = 16
     """Groups of rows of one prompt per step; each prompt is encoded once."""
     rows_per_prompt: int = 8
     """Most rows of a group."""
-    lr: float = 5e-3
+    lr: float = 3e-3
     """Peak learning rate of AdamW; falls linearly to 0."""
     warmup_steps: int = 20
     """Steps of linear warm-up."""
@@ -54,10 +85,10 @@ class RewardConfig:
     """Weight decay of AdamW."""
     dropout: float = 0.1
     """Share of features dropped before the head and inside MLPs while training."""
-    wide_penalty: float | None = 8.0
-    """Ridge penalty of the wide part, in renders; None leaves that part out."""
+    regression_coef: float = 1.0
+    """Weight of the regression in the network's loss."""
     pair_coef: float = 0.0
-    """Weight of a pairwise loss within prompts beside the regression; 0 leaves it out."""
+    """Weight of a pairwise loss within prompts beside it; 0 leaves it out."""
     grad_clip: float = 1.0
     """Largest gradient norm."""
     checkpoint_every: int = 100
@@ -72,10 +103,11 @@ class RewardConfig:
             check(getattr(self, name) >= 1, name, getattr(self, name), ">= 1")
         for name in ("lr", "grad_clip"):
             check(getattr(self, name) > 0, name, getattr(self, name), "> 0")
-        for name in ("member", "warmup_steps", "weight_decay", "pair_coef"):
+        for name in ("member", "warmup_steps", "weight_decay", "regression_coef", "pair_coef"):
             check(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
-        wide = self.wide_penalty is None or self.wide_penalty > 0
-        check(wide, "wide_penalty", self.wide_penalty, "> 0 or null")
+        wide = self.deep_file_word is None or self.deep_file_word > 0
+        check(wide, "deep_file_word", self.deep_file_word, "> 0 or null")
+        check(0 <= self.deep_share <= 1, "deep_share", self.deep_share, "in [0, 1]")
         check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
 
 
@@ -87,6 +119,8 @@ class CalibrationConfig:
     """Pessimism: the reward is mean - beta * std over the members, in standardised units."""
     coverage: float = 0.9
     """Share of single renders that an interval shall contain."""
+    familiar_frac: float = 0.95
+    """Share of calibration cells on which the members agree well enough to be called familiar."""
     num_bins: int = 4
     """Ranges of the prediction that get intervals of their own."""
     num_threads: int = 1
@@ -95,6 +129,7 @@ class CalibrationConfig:
     def __post_init__(self) -> None:
         """Check the fields."""
         check(self.beta >= 0, "beta", self.beta, ">= 0")
-        check(0 < self.coverage < 1, "coverage", self.coverage, "in (0, 1)")
+        for name in ("coverage", "familiar_frac"):
+            check(0 < getattr(self, name) < 1, name, getattr(self, name), "in (0, 1)")
         check(self.num_bins >= 1, "num_bins", self.num_bins, ">= 1")
         check(self.num_threads >= 1, "num_threads", self.num_threads, ">= 1")

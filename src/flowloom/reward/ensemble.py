@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from flowloom.dataset.tokenizer import WordTokenizer
+from flowloom.reward.additive import inherited
 from flowloom.reward.features import Features, FeatureTable
 from flowloom.reward.member import (
     CATALOGUE_FILE,
@@ -76,12 +77,15 @@ class Ensemble:
         heirs = table.heirs(self.table.vocabulary)
         networks = []
         for network in self.networks:
-            copy = Network(network.config, len(self.tokenizer), table.num_rows)
+            additive = inherited(network.additive, heirs)
+            num_facts = len(additive.keys_C)
+            copy = Network(network.config, len(self.tokenizer), table.num_rows, num_facts)
             state = {name: value.clone() for name, value in network.state_dict().items()}
-            for name in ("rows.weight", "wide"):
-                for row, sources in heirs.items():
-                    state[name][row] = network.get_parameter(name)[sources].mean(0)
+            for row, sources in heirs.items():
+                state["rows.weight"][row] = network.rows.weight[sources].mean(0)
+            state |= {name: getattr(copy, name) for name in ("fact_keys", "fact_weights")}
             copy.load_state_dict(state)
+            copy.set_additive(additive)
             networks.append(copy.eval().requires_grad_(False))
         return Ensemble(networks, table, self.tokenizer, self.calibration)
 
@@ -135,6 +139,13 @@ class Ensemble:
         low_B = scores_B + np.array(self.calibration["low"])[bins_B]
         high_B = scores_B + np.array(self.calibration["high"])[bins_B]
         return scores_B, np.clip(low_B, 0, 1), np.clip(high_B, 0, 1)
+
+    def unfamiliar(self, prompts: Sequence[str], tokens: Sequence[Sequence[int]]) -> np.ndarray:
+        """Whether the members disagree more than on nearly all calibration cells, `[B]`.
+
+        A warning only: members trained on the same renders can be wrong together.
+        """
+        return self.predict(prompts, tokens)[1] > self.calibration["spread_limit"]
 
     def to_rubric(self, predicted_B: np.ndarray) -> np.ndarray:
         """Standardised predictions in rubric units, clamped to [0, 1]: intercept + slope * p."""

@@ -8,6 +8,7 @@ nodes are named or ordered.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +21,19 @@ from flowloom.workflow.graph import NEGATIVE, PROMPT
 from flowloom.workflow.steps import FILE, LINK, SEED, TEXT, VALUE, Step, identity
 
 UNKNOWN_ROW = 0
+FILE_SPAN, WORD_SPAN = 1 << 32, 1 << 31
+"""Facts have keys: a row r has r, a word w has WORD_SPAN + w, and with a file of row f either has
+FILE_SPAN * (1 + f) more."""
+
+
+def word_key(word: Any) -> Any:
+    """Key of the fact that the prompt has a word."""
+    return WORD_SPAN + word
+
+
+def fact_key(file_row: Any, key: Any) -> Any:
+    """Key of the fact that a file is loaded where another fact holds."""
+    return FILE_SPAN * (1 + file_row) + key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +54,19 @@ class Features:
     """Rows of the files that it loads, each once."""
     file_shares_F: np.ndarray
     """1 / number of different files in the same input: loading more of them adds up to no more."""
+
+    @functools.cached_property
+    def facts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Keys of its facts that hold for any prompt, and their values.
+
+        Each row once with value 1, and with each file with that file's share.
+        """
+        rows_U = np.unique(self.rows_E)
+        pairs_FU = fact_key(self.file_rows_F[:, None], rows_U)
+        shares_FU = np.broadcast_to(self.file_shares_F[:, None], pairs_FU.shape)
+        ones_U = np.ones(len(rows_U), np.float32)
+        keys = np.concatenate([rows_U, pairs_FU.ravel()])
+        return keys, np.concatenate([ones_U, shares_FU.ravel()])
 
 
 class FeatureTable:

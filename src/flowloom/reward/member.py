@@ -4,9 +4,11 @@ FlowRL (arXiv 2505.21478) trains an ensemble on prompt-workflow-score triplets; 
 public. Ours:
 1. each render is a row of its own, so a cell with more seeds weighs more, as it should: its mean is
    better known;
-2. a workflow is one vector per node, not one per token; 3. members differ in weights and order,
-   without bootstrap; 4. what file suits what word is solved in closed form first (`wide`);
-5. each prompt is encoded once per group of its rows, and groups of like size share a batch.
+2. a workflow is one vector per node, not one per token; 3. the logit is the weighted mean of an
+   additive model, solved in one go on prompts drawn with replacement (`additive`), and of a network
+   on top of which file suits which word; 4. the loss is the cross entropy of scores scaled to
+   [0, 1]; 5. each prompt is encoded once per group of its rows, and groups of like size share a
+   batch.
 
 One process: flowloom run train_reward --recipe demo --set member=0
 
@@ -29,10 +31,10 @@ from torch import Tensor
 from flowloom.config import override, to_dict
 from flowloom.dataset import triplets as triplet_table
 from flowloom.dataset.tokenizer import WordTokenizer
-from flowloom.reward.config import NetworkConfig, RewardConfig
+from flowloom.reward.additive import Additive, Facts, fit
+from flowloom.reward.config import AdditiveConfig, NetworkConfig, RewardConfig
 from flowloom.reward.features import Features, FeatureTable
 from flowloom.reward.network import Batch, Network
-from flowloom.reward.wide import fit_wide
 from flowloom.runs import Run, write_json, write_state
 from flowloom.workflow import Catalogue, Vocabulary, Workflow
 
@@ -87,27 +89,27 @@ def train_reward(
     Raises:
         FloatingPointError: The loss is not finite; names the step.
     """
-    # Load rows, and standardise their scores.
+    # Load rows, and scale their scores to [0, 1].
     torch.set_num_threads(config.num_threads)
     facts = Catalogue.load(catalogue / CATALOGUE_FILE)
     vocabulary = Vocabulary.build(facts)
     table = FeatureTable(facts, vocabulary)
     rows = Rows.read(triplets, "train", table)
-    mean, std = float(rows.scores_R.mean()), float(rows.scores_R.std())
-    targets_R = torch.from_numpy((rows.scores_R - mean) / max(std, 1e-6)).float()
+    units = score_units(rows.scores_R)
+    scaled_R = (rows.scores_R - units["low"]) / (units["high"] - units["low"])
+    targets_R = torch.from_numpy(scaled_R).float()
 
-    # Build tokenizer, network and optimiser.
+    # Build tokenizer, additive part, network and optimiser.
     tokenizer = WordTokenizer.fit(rows.prompts)
     ids_PL = encode_prompts(tokenizer, rows.prompts, config.network)
+    additive, offsets_R = additive_part(config, rows, ids_PL, scaled_R)
     torch.manual_seed(_seed(config, 0))
-    network = Network(config.network, len(tokenizer), table.num_rows, config.dropout)
-    if config.wide_penalty is not None:
-        network.wide.copy_(
-            fit_wide(
-                ids_PL, rows.prompt_of_R, rows.workflows, rows.workflow_of_R, targets_R,
-                (table.num_rows, len(tokenizer)), config.wide_penalty,
-            )
-        )  # fmt: skip
+    network = Network(
+        config.network, len(tokenizer), table.num_rows, len(additive.keys_C), config.dropout
+    )
+    network.set_additive(additive)
+    network.share = torch.tensor(config.deep_share)
+    network.units = torch.tensor(list(units.values()))
     trained = [weight for weight in network.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(
         trained, lr=config.lr, weight_decay=config.weight_decay, fused=True
@@ -131,13 +133,13 @@ def train_reward(
         prompts_P = torch.from_numpy(rows.prompt_of_R[[chunk[0] for chunk in chunks]])
         batch = Batch.of([rows.workflows[k] for k in rows.workflow_of_R[at_B]])
         group_of_B = torch.from_numpy(group_of_B)
-        predicted_B = network(ids_PL[prompts_P], group_of_B, batch)
+        logits_B = offsets_R[at_B] + network.deep(ids_PL[prompts_P], group_of_B, batch)
         targets_B = targets_R[at_B]
 
         # Update.
-        loss = F.mse_loss(predicted_B, targets_B)
+        loss = config.regression_coef * F.binary_cross_entropy_with_logits(logits_B, targets_B)
         if config.pair_coef > 0:
-            loss = loss + config.pair_coef * pairwise_loss(predicted_B, targets_B, group_of_B)
+            loss = loss + config.pair_coef * pairwise_loss(logits_B, targets_B, group_of_B)
         value = loss.item()
         if not np.isfinite(value):
             raise FloatingPointError(f"train_reward: loss is {value} at step {step}")
@@ -162,8 +164,9 @@ def train_reward(
     record = {
         "network": to_dict(config.network),
         "num_rows": table.num_rows,
-        "mean": mean,
-        "std": std,
+        "num_facts": len(additive.keys_C),
+        "mean": units["mean"],
+        "std": units["std"],
         "catalogue": facts.hash,
     }
     write_json(run.out / RECORD_FILE, record)
@@ -173,8 +176,49 @@ def train_reward(
     return {
         "reward/first_loss": float(np.mean(losses[:window])),
         "reward/last_loss": float(np.mean(losses[-window:])),
+        "reward/facts": float(len(additive.keys_C)),
         "reward/rows": float(len(targets_R)),
     }
+
+
+def score_units(scores_R: np.ndarray) -> dict[str, float]:
+    """Bounds that scores are scaled by, and the mean and std they are standardised by.
+
+    Scores within [0, 1] keep these bounds; others get those seen.
+    """
+    low, high = float(scores_R.min()), float(scores_R.max())
+    if low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
+    std = max(float(scores_R.std()), 1e-6)
+    return {"low": low, "high": high, "mean": float(scores_R.mean()), "std": std}
+
+
+def additive_part(
+    config: RewardConfig, rows: Rows, ids_PL: Tensor, scaled_R: np.ndarray
+) -> tuple[Additive, Tensor]:
+    """All of a member but its network, and the logits that the network is trained on top of.
+
+    With a = `deep_share` the member's logit is (1 - a) whole + a (below + network): the part
+    returned is (1 - a) whole + a below. `whole` knows every sort of fact; on top of it the network
+    would find nothing to learn. `below` knows which file suits which word.
+
+    Returns:
+        The part, and the logits of `below`, shape R.
+    """
+    where = (ids_PL, rows.prompt_of_R, rows.workflows, rows.workflow_of_R)
+    once_R = np.ones(len(scaled_R))
+    of_below = AdditiveConfig(row=None, word=None, file_word=config.deep_file_word, file_row=None)
+    facts = Facts.of(*where, of_below)
+    below = fit(facts, scaled_R, once_R)
+    offsets_R = torch.from_numpy(facts.values_RC @ below.weights_C + below.bias).float()
+    drawn_R = once_R
+    if config.bootstrap:
+        rng = np.random.default_rng((config.seed, config.member, 2))
+        num = len(rows.prompts)
+        drawn_R = np.bincount(rng.integers(num, size=num), minlength=num)[rows.prompt_of_R]
+    whole = fit(Facts.of(*where, config.additive), scaled_R, drawn_R)
+    share = config.deep_share
+    return whole.scaled(1 - share).plus(below.scaled(share)), offsets_R
 
 
 def batches(config: RewardConfig, rows: Rows, first: int = 0) -> Iterator[list[np.ndarray]]:
@@ -239,7 +283,7 @@ def load_member(folder: Path, name: str, num_words: int) -> Network:
     """Read `<name>.safetensors` and `<name>.json` of a folder; evaluation mode, no gradients."""
     record = json.loads((folder / f"{name}.json").read_text())
     config = override(NetworkConfig(), record["network"])
-    network = Network(config, num_words, record["num_rows"])
+    network = Network(config, num_words, record["num_rows"], record["num_facts"])
     network.load_state_dict(safetensors.torch.load_file(folder / f"{name}.safetensors"))
     return network.eval().requires_grad_(False)
 

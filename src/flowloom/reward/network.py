@@ -3,10 +3,11 @@
     prompt    words + positions -> one self-attention block                    once per prompt
     node      sum of its rows; + A mean(nodes that feed it) + B mean(nodes that it feeds)
     block     nodes attend to nodes and prompt words; MLP
-    head      MLP of [sum over nodes, mean over prompt words] + wide weights of (file, word)
+    deep      MLP of [sum over nodes, mean over prompt words]
+    logit     additive part (`additive`) + share * deep
+    score     low + (high - low) * sigmoid(logit), standardised
 
-Shapes: P prompts, B workflows (rows), L prompt words, N nodes, E entries, F files, D width,
-W words and R rows known.
+Shapes: P prompts, B workflows (rows), L prompt words, N nodes, E entries, F files, D width.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowloom.dataset.tokenizer import PAD_ID
+from flowloom.reward.additive import Additive
 from flowloom.reward.config import NetworkConfig
-from flowloom.reward.features import Features
+from flowloom.reward.features import Features, fact_key, word_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,12 @@ class Batch:
     """Its table row."""
     file_shares_F: Tensor
     """Its share."""
+    fact_keys_E: Tensor
+    """Facts of the workflows that hold for any prompt."""
+    fact_values_E: Tensor
+    """Their values."""
+    workflow_of_E: Tensor
+    """Workflow of each."""
 
     @staticmethod
     def of(workflows: Sequence[Features]) -> Batch:
@@ -57,6 +65,7 @@ class Batch:
             np.add.at(links_BNN[b], (w.targets_L, w.sources_L), 1.0)
             mask_BN[b, : w.num_nodes] = True
         ends_M = sizes_BN.ravel().cumsum()
+        facts = [w.facts for w in workflows]
         return Batch(
             torch.from_numpy(np.concatenate([w.rows_E for w in workflows])),
             torch.from_numpy(ends_M - sizes_BN.ravel()),
@@ -68,6 +77,9 @@ class Batch:
             torch.from_numpy(np.repeat(np.arange(B), [len(w.file_rows_F) for w in workflows])),
             torch.from_numpy(np.concatenate([w.file_rows_F for w in workflows])),
             torch.from_numpy(np.concatenate([w.file_shares_F for w in workflows])),
+            torch.from_numpy(np.concatenate([keys for keys, _ in facts])),
+            torch.from_numpy(np.concatenate([values for _, values in facts])),
+            torch.from_numpy(np.repeat(np.arange(B), [len(keys) for keys, _ in facts])),
         )
 
 
@@ -106,9 +118,31 @@ class Block(nn.Module):
 class Network(nn.Module):
     """One member; untrained until a state is loaded."""
 
-    def __init__(self, config: NetworkConfig, num_words: int, num_rows: int, dropout: float = 0.0):
+    def __init__(
+        self,
+        config: NetworkConfig,
+        num_words: int,
+        num_rows: int,
+        num_facts: int = 0,
+        dropout: float = 0.0,
+    ):
+        """Build a member whose additive part knows nothing yet.
+
+        Args:
+            config: Size.
+            num_words: Words of the tokenizer.
+            num_rows: Rows of the feature table.
+            num_facts: Facts that the additive part has weights of.
+            dropout: While training.
+        """
         super().__init__()
         self.config = config
+        self.register_buffer("fact_keys", torch.zeros(num_facts, dtype=torch.long))
+        self.register_buffer("fact_weights", torch.zeros(num_facts))
+        self.register_buffer("bias", torch.zeros(()))
+        self.register_buffer("share", torch.ones(()))
+        # low, high: the scores that logits of -inf and inf stand for; mean, std: of the train rows.
+        self.register_buffer("units", torch.tensor([0.0, 1.0, 0.0, 1.0]))
         D = config.width
         self.words = nn.Embedding(num_words, D)
         self.positions = nn.Parameter(torch.empty(config.num_prompt_tokens, D))
@@ -117,8 +151,6 @@ class Network(nn.Module):
         self.from_sources = nn.Linear(D, D, bias=False)
         self.from_targets = nn.Linear(D, D, bias=False)
         self.blocks = nn.ModuleList(Block(config, dropout) for _ in range(config.num_layers))
-        # Solved before training (`wide`), not trained.
-        self.wide = nn.Parameter(torch.zeros(num_rows, num_words), requires_grad=False)
         self.norm = nn.LayerNorm(2 * D)
         self.dropout = nn.Dropout(dropout)
         self.up = nn.Linear(2 * D, config.mlp_ratio * D)
@@ -127,6 +159,18 @@ class Network(nn.Module):
             nn.init.normal_(weight, std=0.3)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
+
+    def set_additive(self, additive: Additive) -> None:
+        """Give it other facts, in place of those it has."""
+        self.fact_keys = torch.from_numpy(additive.keys_C)
+        self.fact_weights = torch.from_numpy(additive.weights_C).float()
+        self.bias = torch.tensor(additive.bias)
+
+    @property
+    def additive(self) -> Additive:
+        """The facts it has."""
+        weights_C = self.fact_weights.double().numpy()
+        return Additive(self.fact_keys.numpy(), weights_C, float(self.bias))
 
     def forward(self, ids_PL: Tensor, prompt_of_B: Tensor, batch: Batch) -> Tensor:
         """Standardised scores.
@@ -139,6 +183,13 @@ class Network(nn.Module):
         Returns:
             `[B]`.
         """
+        logits_B = self.additive_part(ids_PL, prompt_of_B, batch)
+        logits_B = logits_B + self.share * self.deep(ids_PL, prompt_of_B, batch)
+        low, high, mean, std = self.units
+        return (low + (high - low) * logits_B.sigmoid() - mean) / std
+
+    def deep(self, ids_PL: Tensor, prompt_of_B: Tensor, batch: Batch) -> Tensor:
+        """The network's own logit, `[B]`; arguments as of `forward`."""
         # An empty prompt keeps its first padding position, so that there is something to attend to.
         seen_PL = ids_PL != PAD_ID
         seen_PL = seen_PL | (torch.arange(ids_PL.shape[1]) == 0)
@@ -163,14 +214,26 @@ class Network(nn.Module):
         pooled_BD = (x_BND * present_BN1).sum(1)
         joined = self.norm(torch.cat([pooled_BD, summary_PD[prompt_of_B]], 1))
         hidden = F.relu(self.up(self.dropout(joined))).square()
-        return self.out(hidden).squeeze(1) + self.wide_part(ids_PL, prompt_of_B, batch)
+        return self.out(hidden).squeeze(1)
 
-    def wide_part(self, ids_PL: Tensor, prompt_of_B: Tensor, batch: Batch) -> Tensor:
-        """Wide weights of a workflow's files with the words of its prompt, by share, `[B]`."""
-        # Words count once; word 0 is in every prompt.
-        has_PW = torch.zeros(len(ids_PL), self.wide.shape[1]).scatter_(1, ids_PL, 1.0)
-        has_PW[:, PAD_ID] = 1.0
-        by_row_PR = has_PW @ self.wide.T
-        values_F = by_row_PR[prompt_of_B[batch.workflow_of_F], batch.file_rows_F]
-        parts_F = values_F * batch.file_shares_F
-        return torch.zeros(len(prompt_of_B)).index_add_(0, batch.workflow_of_F, parts_F)
+    def additive_part(self, ids_PL: Tensor, prompt_of_B: Tensor, batch: Batch) -> Tensor:
+        """Sum of the weights of what holds, by value, and the bias; `[B]`."""
+        # Words count once; word 0 is in every prompt, but is no fact without a file.
+        words_PL = torch.cat([torch.full((len(ids_PL), 1), PAD_ID), ids_PL], 1).sort(1).values
+        new_PL = F.pad(words_PL[:, 1:] != words_PL[:, :-1], (1, 0), value=True)
+        keys_PL = word_key(words_PL)
+        of_words_PL = self._weights(keys_PL) * (new_PL & (words_PL != PAD_ID))
+        prompt_of_F = prompt_of_B[batch.workflow_of_F]
+        pairs_FL = fact_key(batch.file_rows_F[:, None], keys_PL[prompt_of_F])
+        of_files_F = (self._weights(pairs_FL) * new_PL[prompt_of_F]).sum(1) * batch.file_shares_F
+        of_facts_E = self._weights(batch.fact_keys_E) * batch.fact_values_E
+        total_B = self.bias + of_words_PL.sum(1)[prompt_of_B]
+        total_B = total_B.index_add(0, batch.workflow_of_F, of_files_F)
+        return total_B.index_add(0, batch.workflow_of_E, of_facts_E)
+
+    def _weights(self, keys: Tensor) -> Tensor:
+        """Weights of facts by key; 0 for one that no train row had. Shape of `keys`."""
+        if not len(self.fact_keys):
+            return torch.zeros(keys.shape)
+        place = torch.searchsorted(self.fact_keys, keys).clamp(max=len(self.fact_keys) - 1)
+        return torch.where(self.fact_keys[place] == keys, self.fact_weights[place], 0.0)
