@@ -24,11 +24,12 @@ SFT = SFTConfig(policy=TINY, prior_steps=2, best_steps=1, batch_size=8, num_samp
 
 
 @pytest.fixture
-def old(policy, grammar, tmp_path):
+def old(policy, grammar, catalogue, tmp_path):
     """Folders of a designer and its adapter."""
     folders = tmp_path / "designer", tmp_path / "adapter"
     policy.save(folders[0])
     write_json(folders[0] / "vocabulary.json", grammar.vocabulary.to_json())
+    save_catalogue(folders[0] / "catalogue.json.gz", catalogue)
     for k, weight in enumerate(policy.tuned_parameters().values()):
         weight.data += 0.01 * (k + 1)
     policy.save_adapter(folders[1], folders[0])

@@ -16,10 +16,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from flowloom.config import check
+from flowloom.designer import loading
 from flowloom.designer.baselines import prompt_similarity
 from flowloom.designer.candidates import Budget, Design, Drawer, Gate, distinct
 from flowloom.designer.extension import CATALOGUE_FILE, file_heirs, read_vocabulary
-from flowloom.designer.loading import load_pair, load_policy
 from flowloom.designer.policy import VOCABULARY_FILE, Policy
 from flowloom.reward.ensemble import Ensemble
 from flowloom.workflow import (
@@ -115,7 +115,7 @@ class Designer:
         return cls(
             Catalogue.load(catalogue_dir / CATALOGUE_FILE),
             read_vocabulary(designer_dir),
-            *load_pair(designer_dir, adapter_dir),
+            *loading.load_pair(designer_dir, adapter_dir),
             Ensemble.load(reward_dir),
             policies,
         )
@@ -128,7 +128,7 @@ class Designer:
             raise ValueError(
                 f"model: got no {CATALOGUE_FILE} in {str(folder)!r}, expected one, or a catalogue"
             )
-        policy = load_policy(folder)
+        policy = loading.load_policy(folder)
         designer = cls(facts, vocabulary, policy, policy, None, {})
         return designer if vocabulary.catalogue_hash == facts.hash else designer.extended(facts)
 
@@ -142,14 +142,14 @@ class Designer:
             VocabularyError: More new files than reserved rows.
         """
         vocabulary = self.vocabulary.extend(catalogue)
-        heirs = file_heirs(self.vocabulary, vocabulary)
-        reference = self.reference.extended(heirs)
+        new = (file_heirs(self.vocabulary, vocabulary), vocabulary, catalogue)
+        reference = loading.extended(self.reference, *new)
         is_tuned = self.tuned is not self.reference
         ensemble = self._ensemble
         return Designer(
             catalogue,
             vocabulary,
-            self.tuned.extended(heirs) if is_tuned else reference,
+            loading.extended(self.tuned, *new) if is_tuned else reference,
             reference,
             None if ensemble is None else ensemble.extended(catalogue, vocabulary),
             self.policies,

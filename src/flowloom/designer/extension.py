@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flowloom.designer.loading import load_pair, load_policy
+from flowloom.designer.loading import extended, load_pair, load_policy
 from flowloom.designer.policy import VOCABULARY_FILE, Policy
 from flowloom.workflow import Catalogue, Vocabulary
 
@@ -49,7 +49,8 @@ def load_extended(designer_dir: Path, catalogue: Catalogue) -> tuple[Policy, Voc
     """
     older = read_vocabulary(designer_dir)
     vocabulary = older.extend(catalogue)
-    return load_policy(designer_dir).extended(file_heirs(older, vocabulary)), vocabulary
+    heirs = file_heirs(older, vocabulary)
+    return extended(load_policy(designer_dir), heirs, vocabulary, catalogue), vocabulary
 
 
 def carry_adapter(designer_dir: Path, adapter_dir: Path, new_dir: Path, out: Path) -> None:
@@ -65,8 +66,12 @@ def carry_adapter(designer_dir: Path, adapter_dir: Path, new_dir: Path, out: Pat
         new_dir: Designer folder that `train_sft` wrote with the old one as its `start`.
         out: Becomes an adapter folder of the new designer.
     """
-    heirs = file_heirs(read_vocabulary(designer_dir), read_vocabulary(new_dir))
-    tuned, reference = (policy.extended(heirs) for policy in load_pair(designer_dir, adapter_dir))
+    vocabulary, catalogue = read_vocabulary(new_dir), Catalogue.load(new_dir / CATALOGUE_FILE)
+    heirs = file_heirs(read_vocabulary(designer_dir), vocabulary)
+    tuned, reference = (
+        extended(policy, heirs, vocabulary, catalogue)
+        for policy in load_pair(designer_dir, adapter_dir)
+    )
     if isinstance(tuned, Policy):
         add_difference(
             tuned.tuned_parameters(),
