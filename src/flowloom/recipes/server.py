@@ -15,7 +15,9 @@ from flowloom.recipes.recipe import Recipe
 
 
 def server() -> Recipe:
-    """SFT alone, on workflows as the text-to-image profile draws them: minutes on 2 CPU cores.
+    """SFT alone, on workflows as the text-to-image profile draws them: 6 minutes on 2 CPU cores.
+
+    `build_pairs.prompts.prompts_file` is needed: the world of shapes has too few prompts.
 
     Designs are as varied as people's text-to-image workflows, and all valid; with
     `build_pairs.workflows_file` they follow a person's own. No score is known, so a prompt's words
