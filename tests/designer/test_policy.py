@@ -1,10 +1,12 @@
 """Facts: reading token by token through the cache gives the logits of one full forward pass;
-padding of a prompt changes nothing; saving and loading keeps every bit; an adapter fits its own
-designer only."""
+padding of a prompt changes nothing; in a batch of differing lengths each row gives what it gives
+alone, however the batch is cut into buckets; saving and loading keeps every bit; an adapter fits
+its own designer only."""
 
 import pytest
 import torch
 
+from flowloom.designer import attention
 from flowloom.designer.config import PolicyConfig
 from flowloom.designer.policy import Policy
 
@@ -44,6 +46,32 @@ def test_padding_changes_nothing(policy):
     beside = _full(policy, PROMPTS, tokens.repeat(2, 1))[:1]
     assert policy.encode_prompts(PROMPTS[:1]).shape[1] < policy.encode_prompts(PROMPTS).shape[1]
     assert torch.allclose(alone, beside, atol=ATOL)
+
+
+@pytest.mark.parametrize("rows_per_bucket", [1, 2, 8])
+def test_rows_of_differing_lengths(policy, monkeypatch, rows_per_bucket):
+    monkeypatch.setattr(attention, "ROWS_PER_BUCKET", rows_per_bucket)
+    tokens = torch.randint(0, policy.num_tokens, (4, 7), generator=torch.Generator().manual_seed(0))
+    wanted = torch.zeros_like(tokens, dtype=torch.bool)
+    for row, places in enumerate(((0, 2), (6,), (3, 4), (0,))):
+        wanted[row, list(places)] = True
+    got = policy(policy.encode_prompts(PROMPTS), tokens, wanted)
+    want = []
+    for row, prompt in enumerate((PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[1])):
+        want.append(_full(policy, [prompt], tokens[row : row + 1])[0, wanted[row]])
+    assert torch.allclose(got, torch.cat(want), atol=ATOL)
+
+
+def test_the_cache_grows_past_its_first_room(policy):
+    length = 2 * attention.LANES + 3
+    tokens = torch.randint(
+        0, policy.num_tokens, (2, length), generator=torch.Generator().manual_seed(0)
+    )
+    full = _full(policy, PROMPTS, tokens)
+    cache = policy.prefill(policy.encode_prompts(PROMPTS)).repeat(1)
+    inputs = torch.cat([policy.start(2), tokens[:, :-1]], 1)
+    for t in range(length):
+        assert torch.allclose(policy.extend(inputs[:, t : t + 1], cache), full[:, t], atol=ATOL)
 
 
 def test_prompt_and_past_are_read(policy):

@@ -1,7 +1,7 @@
 """Facts: sampled log-probabilities are those of teacher forcing; every design is valid and ends; a
 row's design does not depend on other rows or on finished rows; guidance 0 and 1 draw what the
-reference and the policy draw; forced tokens have log-probability 0 and no gradient; replaying gives
-the same masks."""
+reference and the policy draw; forced tokens have log-probability 0 and no gradient, and skipping
+them changes no design; replaying gives the same masks."""
 
 import numpy as np
 import pytest
@@ -84,6 +84,17 @@ def test_forced_tokens_carry_no_loss(policy, grammar):
     every, chosen = choice_logprobs(policy, policy.encode_prompts(PROMPTS), sequences)
     assert len(every) == len(chosen) == int(sequences.choice_BT.sum())
     assert ((every > -torch.inf).sum(1) > 1).all()
+
+
+def test_skipping_forced_tokens_changes_no_design(policy, grammar):
+    skipped = rollout(policy, grammar, PROMPTS, 4, seed=0)
+    every = rollout(policy, grammar, PROMPTS, 4, seed=0, skip_forced=False)
+    assert every.tokens == skipped.tokens
+    assert torch.allclose(every.logprobs_BT, skipped.logprobs_BT, atol=ATOL)
+    sequences = every.sequences
+    assert torch.equal(sequences.choice_BT.sum(1), sequences.lengths_B)
+    _, logprobs = choice_logprobs(policy, policy.encode_prompts(PROMPTS), sequences)
+    assert torch.allclose(logprobs, every.logprobs_BT[sequences.choice_BT], atol=ATOL)
 
 
 def test_replay_gives_the_masks_of_the_rollout(policy, grammar):

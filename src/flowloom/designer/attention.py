@@ -114,40 +114,43 @@ class Packed:
             prompts_PL: Prompt ids, padding 0; each serves B / P neighbouring rows.
             inputs_BT: Inputs of the rows.
             lengths_B: How many of each row's inputs are read.
+
+        `inputs_N` and `positions_N` list the inputs behind the prompts with their positions in the
+        rows, `place_BT` says where in the whole list each stands.
         """
-        P, self.num_prompt_positions = prompts_PL.shape
-        B = len(inputs_BT)
-        self.num_prompts, self.prompts_PL = P, prompts_PL
+        P, B = len(prompts_PL), len(inputs_BT)
         by_length = lengths_B.argsort(descending=True)
+        self._num_prompts, self._prompt_of_B = P, by_length // (B // P)
         place, at = torch.zeros(inputs_BT.shape, dtype=torch.long), prompts_PL.numel()
-        self._buckets, inputs, self.positions = [], [], []
+        self._biases, self._sizes, inputs, positions = [], [prompts_PL.numel()], [], []
         for rows in by_length.split(ROWS_PER_BUCKET):
             width = int(lengths_B[rows[0]])
-            prompts = rows // (B // P)
-            past = _bias(prompts_PL[prompts] == 0)[:, None, None].expand(-1, 1, width, -1)
+            past = _bias(prompts_PL[rows // (B // P)] == 0)[:, None, None].expand(-1, 1, width, -1)
             later = _bias(torch.ones(width, width, dtype=torch.bool).triu(1))
-            bias = torch.cat([past, later.expand(len(rows), 1, -1, -1)], -1)
-            self._buckets.append((prompts, width, bias))
+            self._biases.append(torch.cat([past, later.expand(len(rows), 1, -1, -1)], -1))
+            self._sizes.append(len(rows) * width)
             inputs.append(inputs_BT[rows, :width].flatten())
-            self.positions.append(torch.arange(width).repeat(len(rows)))
-            place[rows, :width] = at + torch.arange(inputs[-1].numel()).view(len(rows), width)
-            at += inputs[-1].numel()
-        self.inputs_N, self.place_BT = torch.cat(inputs), place
-        self.positions_N = torch.cat(self.positions)
+            positions.append(torch.arange(width).repeat(len(rows)))
+            place[rows, :width] = at + torch.arange(len(rows) * width).view(len(rows), width)
+            at += len(rows) * width
+        self.inputs_N, self.positions_N = torch.cat(inputs), torch.cat(positions)
+        self.place_BT = place
 
     def attend(self, _layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attend within each row and to its prompt. Shapes N H K; gives N D."""
-        sizes = [self.prompts_PL.numel()]
-        sizes += [len(prompts) * width for prompts, width, _ in self._buckets]
-        (q, *queries), (k, *keys), (v, *values) = (x.split(sizes) for x in (query, key, value))
-        mixed = [attend_causally(q, k, v, self.num_prompts)]
-        k, v = _by_head(k, self.num_prompts), _by_head(v, self.num_prompts)
-        for (prompts, _, bias), bq, bk, bv in zip(
-            self._buckets, queries, keys, values, strict=True
+        (q, *queries), (k, *keys), (v, *values) = (
+            x.split(self._sizes) for x in (query, key, value)
+        )
+        mixed = [attend_causally(q, k, v, self._num_prompts)]
+        past_keys, past_values = (
+            _by_head(x, self._num_prompts)[self._prompt_of_B].split(ROWS_PER_BUCKET) for x in (k, v)
+        )
+        for bias, q, k, v, past_k, past_v in zip(
+            self._biases, queries, keys, values, past_keys, past_values, strict=True
         ):
-            bq, bk, bv = (_by_head(x, len(prompts)) for x in (bq, bk, bv))
-            bk, bv = torch.cat([k[prompts], bk], 2), torch.cat([v[prompts], bv], 2)
-            mixed.append(_flat(F.scaled_dot_product_attention(bq, bk, bv, attn_mask=bias)))
+            q, k, v = (_by_head(x, len(bias)) for x in (q, k, v))
+            k, v = torch.cat([past_k, k], 2), torch.cat([past_v, v], 2)
+            mixed.append(_flat(F.scaled_dot_product_attention(q, k, v, attn_mask=bias)))
         return torch.cat(mixed)
 
 
