@@ -34,7 +34,7 @@ LOOPS = {
         GRPOConfig(
             num_steps=5, prompts_per_step=4, designs_per_prompt=4, num_minibatches=1, epochs=2,
             accumulate=2, kl="k3", kl_gate_frac=0.5, entropy_coef=0.01, entropy_floor=0.8,
-            watch_every=2, watch_prompts=1, num_proposals=8, checkpoint_every=1,
+            watch_every=2, watch_prompts=2, num_proposals=8, checkpoint_every=1,
         ),
     ),
 }  # fmt: skip
@@ -57,10 +57,11 @@ def test_killed_equals_left_alone(name, folders, tmp_path, monkeypatch):
         count = count_calls(patch.setattr)
         whole = run_stage(function, tmp_path / "whole", config, folders[name])
     rng = np.random.default_rng([ord(letter) for letter in name])
-    for kill in range(2):
+    anywhere, soon, late = (int(rng.integers(*span)) for span in ((4, count[0]), (1, 6), (-7, 1)))
+    # Somewhere and again soon after it came back; and while it writes what it made.
+    for kill, moments in enumerate([(anywhere, soon), (count[0] + late,)]):
         folder = tmp_path / f"killed-{kill}"
-        # Somewhere, and then again soon after it came back.
-        for at in (int(rng.integers(4, count[0])), int(rng.integers(1, 6))):
+        for at in moments:
             process = start(run_killed, at, function, folder, config, folders[name])
             process.join()
             assert process.exitcode == -signal.SIGKILL

@@ -104,7 +104,9 @@ def train_grpo(
         parts[first : first + config.accumulate]
         for first in range(0, len(parts), config.accumulate)
     ]
-    watch = Watch(config, catalogue, scorer.ensemble, prompts)
+    watch = None
+    if config.watch_every is not None and processes.is_first:
+        watch = Watch(config, catalogue, scorer.ensemble, prompts)
 
     # Resume
     checkpoint = run.work / "state.pt"
@@ -216,11 +218,11 @@ def train_grpo(
             "grpo/valid_frac": valid_P.mean().item(),
         }
         history.append(record)
-        looked = config.watch_every is not None and (step + 1) % config.watch_every == 0
+        looked = {}
+        if watch is not None and watch.is_due(step):
+            looked = watched = watch.look(policy, grammar, step)
         if processes.is_first:
-            if looked:
-                watched = watch.look(policy, grammar, step)
-            run.metric(step, record | watched if looked else record)
+            run.metric(step, record | looked)
         if record["grpo/step_kl"] > config.max_step_kl:
             raise FloatingPointError(
                 f"train_grpo: step {step}: moved {record['grpo/step_kl']:.3g} nats per choice, "

@@ -22,7 +22,7 @@ STREAM = 1 << 31
 
 
 class Watch:
-    """Samples, renders and scores designs; the renderer is loaded at the first look."""
+    """Samples, renders and scores designs; only where there is one the renderer is loaded."""
 
     def __init__(
         self, config: GRPOConfig, catalogue_dir: Path, ensemble: Ensemble, prompts: Sequence[str]
@@ -34,10 +34,22 @@ class Watch:
             catalogue_dir: Folder with the catalogue and its models.
             ensemble: The reward that is optimised.
             prompts: Texts to draw from.
+
+        Raises:
+            ValueError: There is no such rubric, or no catalogue.
         """
-        self._config, self._catalogue_dir = config, catalogue_dir
-        self._ensemble, self._prompts = ensemble, prompts
-        self._engine = None
+        from flowloom.render.engine import Engine
+        from flowloom.render.models import ModelStore
+        from flowloom.score.rubric import get_rubric
+
+        self._config, self._ensemble, self._prompts = config, ensemble, prompts
+        self._engine = Engine(ModelStore.open(catalogue_dir))
+        self._rubric = get_rubric(config.watch_rubric)
+
+    def is_due(self, step: int) -> bool:
+        """Whether to look after this step."""
+        every = self._config.watch_every
+        return every is not None and (step + 1) % every == 0
 
     def look(self, policy: Policy, grammar: Grammar, step: int) -> dict[str, float]:
         """Mean true and predicted score of designs for prompts that step and seed choose.
@@ -48,12 +60,8 @@ class Watch:
         Raises:
             FloatingPointError: A picture or a score is not finite.
         """
-        from flowloom.render.engine import Engine, RenderJob
-        from flowloom.render.models import ModelStore
-        from flowloom.score.rubric import get_rubric
+        from flowloom.render.engine import RenderJob
 
-        if self._engine is None:
-            self._engine = Engine(ModelStore.open(self._catalogue_dir))
         num, seed = self._config.watch_prompts, self._config.seed
         rng = np.random.default_rng([seed, step, STREAM])
         repeated = num > len(self._prompts)
@@ -69,7 +77,7 @@ class Watch:
             for i, (prompt, design) in enumerate(zip(prompts, designs, strict=True))
         ]
         rendered = self._engine.render(jobs)
-        rows = get_rubric(self._config.watch_rubric).score(
+        rows = self._rubric.score(
             prompts, [result.image for result in rendered], [result.flops for result in rendered]
         )
         true = np.mean([row["score"] for row in rows])
