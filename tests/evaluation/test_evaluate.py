@@ -1,6 +1,7 @@
 """Facts pinned: the shape of evaluation.json; a killed run ends with the bytes of an uninterrupted
 one; policies share prompts and noise; a champion brings its own
-models; what is not decodable or not valid is counted."""
+models, and score-conditioned SFT its own prompts; what is not decodable or not valid is counted;
+predictions against renders by hand."""
 
 import dataclasses
 import json
@@ -10,14 +11,16 @@ import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 
+from flowloom.evaluation.comparison import predictions
 from flowloom.evaluation.config import POLICIES, EvaluateConfig
-from flowloom.evaluation.evaluate import evaluate
-from flowloom.evaluation.frame import SEED_STRIDE, make_frame
+from flowloom.evaluation.evaluate import TIMING_FILE, evaluate
+from flowloom.evaluation.frame import SEED_STRIDE, Choice, make_frame
 from flowloom.evaluation.statistics import paired_interval
 from flowloom.evaluation.unrendered import check_designs
 from flowloom.runs import Run, folder_digest
 from flowloom.workflow import Catalogue, Grammar, decode, random_workflows
 from tests.evaluation.parts import KINDS, write_model
+from tests.render.tiny import flow
 
 CONFIG = EvaluateConfig(
     num_prompts=6,
@@ -151,6 +154,42 @@ def test_champion_is_the_opponent_where_there_is_one(parts, tmp_path):
     # The champion is the same model with the same models and guidance: no difference at all.
     assert record["paired"]["vs_champion"] == {"mean": 0.0, "low": 0.0, "high": 0.0, "n": 3}
     assert record["policies"]["champion"]["mean"] == record["policies"]["grpo"]["mean"]
+
+
+def test_conditioned_joins_where_its_designer_is_given(parts, tmp_path):
+    config = dataclasses.replace(
+        CONFIG, policies=("grpo", "best_fixed", "sft"), num_unrendered=2, num_prompts=3
+    )
+    given = _evaluate(tmp_path / "given", config, parts, conditioned=parts["designer"])
+    record = _read(given)
+    assert set(record["policies"]) == {"grpo", "best_fixed", "sft", "conditioned"}
+    assert record["diversity"]["conditioned"] == record["diversity"]["sft"]
+    timing = json.loads((given.dir / TIMING_FILE).read_text())
+    assert set(timing["designs_per_s"]) == set(timing["score_per_render_s"])
+    assert timing["pictures"] > 0
+    # The seconds of a policy's pictures are their share of the flops.
+    seconds = {
+        name: row["mean"] / timing["score_per_render_s"][name]
+        for name, row in record["policies"].items()
+    }
+    ratio = record["policies"]["sft"]["flops_mean"] / record["policies"]["grpo"]["flops_mean"]
+    assert seconds["sft"] / seconds["grpo"] == pytest.approx(ratio)
+    config = dataclasses.replace(config, policies=("grpo", "best_fixed", "conditioned_one"))
+    with pytest.raises(ValueError, match="policies: got 'conditioned_one', expected the input"):
+        _evaluate(tmp_path / "without", config, parts)
+
+
+def test_predictions_by_hand():
+    choices = [
+        Choice(flow(), "", predicted, interval, 20)
+        for predicted, interval in ((0.5, (0.2, 0.6)), (0.2, (0.1, 0.3)))
+    ]
+    # Rendered means .3 and .3: errors +.2 and -.1; three of four renders are inside.
+    found = predictions(choices, np.array([[0.2, 0.4], [0.3, 0.3001]]))
+    assert found["predicted"] == pytest.approx(0.35)
+    assert found["predicted_error"] == pytest.approx(0.05, abs=1e-4)
+    assert found["predicted_abs_error"] == pytest.approx(0.15, abs=1e-4)
+    assert found["coverage"] == 0.75
 
 
 def test_more_prompts_than_there_are_is_an_error(parts):
