@@ -70,7 +70,7 @@ class EvaluateConfig:
     """Designs checked for validity, decoding and diversity without rendering."""
     num_unique: int = 500
     """Single designs, one per prompt, that every sampling policy's distinct workflows are counted
-    among; none is rendered."""
+    among, at most `num_unrendered`; none is rendered."""
     rubric: str = "shapes"
     """How pictures are scored."""
     num_resamples: int = 10_000

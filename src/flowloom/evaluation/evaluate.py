@@ -271,7 +271,8 @@ def _diversity(
     path = run.work / "diversity.json"
     if not path.is_file():
         rows = [*load_prompts(triplets), *load_unrendered_prompts(triplets)]
-        prompts = list(dict.fromkeys(row["prompt"] for row in rows))[: config.num_unique]
+        number = min(config.num_unique, config.num_unrendered)
+        prompts = list(dict.fromkeys(row["prompt"] for row in rows))[:number]
         found = {}
         for name in draws:
             who, *_ = parse_policy(name)
