@@ -144,13 +144,15 @@ def train_sft(
         optimizer.zero_grad()
         # Dropout, where a model has it, is a function of (seed, step, rank) too.
         torch.manual_seed(_dropout_seed(config.seed, step, processes.rank))
-        num_choices, loss = int(examples.num_choices[rows].sum()), torch.zeros(())
-        mine = rows[processes.rank :: processes.num]
+        # Divided by what a batch has on average: by its own number, whose batches are of like
+        # length, short workflows would count for more than long ones.
+        usual = len(rows) * float(examples.num_choices.mean())
+        nats, mine = torch.zeros(()), rows[processes.rank :: processes.num]
         for part in mine.split(config.micro_batch_size or len(mine)):
-            part_loss = -_logprob(policy, examples, part) / num_choices
-            part_loss.backward()
-            loss += part_loss.detach().cpu()
-        loss = processes.sum(loss)
+            part_nats = -_logprob(policy, examples, part)
+            (part_nats / usual).backward()
+            nats += part_nats.detach().cpu()
+        loss = processes.sum(nats) / int(examples.num_choices[rows].sum())
         processes.sum_gradients(weights.values())
         norm = torch.nn.utils.clip_grad_norm_(weights.values(), config.grad_clip)
         if not (loss.isfinite() and norm.isfinite()):
@@ -159,11 +161,11 @@ def train_sft(
 
         # Log
         losses.append(loss.item())
-        nats = losses[-1] * num_choices / len(rows)
         name = PHASES[phase]
         if not processes.is_first:
             continue
-        values = {f"sft/{name}_loss": losses[-1], f"sft/{name}_nats": nats, "sft/lr": lr}
+        per_row = losses[-1] * float(examples.num_choices[rows].mean())
+        values = {f"sft/{name}_loss": losses[-1], f"sft/{name}_nats": per_row, "sft/lr": lr}
         run.metric(step, values)
         if (step + 1) % 50 == 0 or step + 1 == len(phases):
             run.log(f"step {step + 1}/{len(phases)} {name}: {losses[-1]:.3f} nats per choice")
