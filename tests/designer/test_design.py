@@ -23,12 +23,8 @@ from tests.designer.tiny import PROMPTS, files_of
 class ScriptedEnsemble:
     """Longer designs score better; a single render lies within 0.1; odd ones are familiar."""
 
-    def __init__(self):
-        self.calibration = {"spread_limit": 0.3}
-
-    def predict(self, prompts, tokens):
-        spread = np.array([0.3 if len(row) % 2 else 0.31 for row in tokens])
-        return np.zeros(len(tokens)), spread
+    def unfamiliar(self, prompts, tokens):
+        return np.array([len(row) % 2 == 0 for row in tokens])
 
     def score_and_interval(self, prompts, tokens):
         assert len(prompts) == len(tokens)

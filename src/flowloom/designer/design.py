@@ -13,8 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
-
 from flowloom.config import check
 from flowloom.designer import loading
 from flowloom.designer.baselines import prompt_similarity
@@ -238,7 +236,7 @@ class Designer:
         tokens = [design.tokens for row in found for design in row]
         scored = zip(
             *self._ensemble.score_and_interval(texts, tokens),
-            unfamiliar(self._ensemble, texts, tokens),
+            self._ensemble.unfamiliar(texts, tokens),
             strict=True,
         )
         judged = []
@@ -293,14 +291,6 @@ class Designer:
 def is_untuned(folder: Path) -> bool:
     """Whether a folder is one of `train_sft` alone, not a registered model."""
     return (folder / VOCABULARY_FILE).is_file() and not (folder / "model").exists()
-
-
-def unfamiliar(
-    ensemble: Ensemble, prompts: Sequence[str], tokens: Sequence[Sequence[int]]
-) -> np.ndarray:
-    """Whether members differ on a design more than nearly all calibration designs, `[B]`."""
-    limit = ensemble.calibration.get("spread_limit", math.inf)
-    return ensemble.predict(prompts, tokens)[1] > limit
 
 
 def _listed(names: Sequence[str]) -> str:
