@@ -1,14 +1,14 @@
 """Facts: reading token by token through the cache gives the logits of one full forward pass;
 padding of a prompt changes nothing; in a batch of differing lengths each row gives what it gives
 alone, however the batch is cut into buckets; saving and loading keeps every bit; an adapter fits
-its own designer only."""
+its own designer only; rotary products depend on the distance of positions alone."""
 
 import pytest
 import torch
 
 from flowloom.designer import attention
 from flowloom.designer.config import PolicyConfig
-from flowloom.designer.policy import Policy
+from flowloom.designer.policy import Policy, _rotary_table, _rotate
 
 ATOL = 1e-5
 PROMPTS = ["a red circle", "draw a large green square"]
@@ -108,3 +108,16 @@ def test_embeddings_are_no_part_of_the_adapter(policy):
 def test_bad_sizes_are_refused():
     with pytest.raises(ValueError, match=r"width: got 66, expected a multiple of 2 \* num_heads"):
         PolicyConfig(width=66)
+
+
+def test_rotary_products_depend_on_distance_alone():
+    cos, sin = (table[:, None, None] for table in _rotary_table(12, 8))
+    both = torch.randn(1, 2, 1, 8, generator=torch.Generator().manual_seed(0)).expand(
+        12, -1, -1, -1
+    )
+    query, key = _rotate(both, cos, sin)[:, :, 0].unbind(1)
+    products = query @ key.T
+    for distance in (0, 3, 7):
+        diagonal = products.diagonal(-distance)
+        assert torch.allclose(diagonal, diagonal[:1].expand_as(diagonal), atol=ATOL)
+    assert not torch.allclose(products[5, 5], products[5, 2], atol=1e-2)
