@@ -28,6 +28,7 @@ from flowloom.designer.config import (
 from flowloom.designer.descriptions import describe
 from flowloom.designer.language_model import LanguageModelPolicy
 from flowloom.designer.rollout import choice_logprobs, rollout
+from flowloom.recipes import resolve
 from flowloom.runs import Run
 from flowloom.workflow import ModelFile
 from tests.designer.tiny import PROMPTS, TINY
@@ -207,14 +208,15 @@ def test_reading_in_pieces_and_selecting_rows(build):
     tokens = _tokens(policy)
     full = _full(policy, MIXED, tokens)
     read = policy.prefill(policy.encode_prompts(MIXED))
-    cache = read.repeat(2).reserve(6)
+    cache = read.repeat(2)
     inputs = torch.cat([policy.start(4), tokens[:, :-1]], 1)
     for t, width in ((0, 1), (1, 3)):
         _same(policy.extend(inputs[:, t : t + width], cache), full[:, t + width - 1])
     rows = torch.tensor([3, 1])
     cache.select(rows)
     _same(policy.extend(inputs[rows, 4:], cache), full[rows, 5])
-    _same(policy.extend(policy.start(4), read.repeat(2)), full[:, 0])  # the prompt stayed as it was
+    for _ in range(2):  # the prompt stays as it was
+        _same(policy.extend(policy.start(2), read.repeat(1)), full[[0, 2], 0])
 
 
 def test_prompts_of_other_lengths_change_nothing(build):
@@ -261,7 +263,7 @@ def test_one_batch_of_both_equals_two(pair):
     prompts = tuned.encode_prompts(MIXED)
     policies = (tuned, reference)
     full = [_full(policy, MIXED, tokens) for policy in policies]
-    caches = [policy.prefill(prompts).repeat(2).reserve(6) for policy in policies]
+    caches = [policy.prefill(prompts).repeat(2) for policy in policies]
     for t in range(3):
         logits = tuned.extend_together(policies, inputs[:, t : t + 1], caches)
         for got, expected in zip(logits, full, strict=True):
@@ -481,3 +483,14 @@ def test_the_loops_train_it(models, inputs, tmp_path, monkeypatch):
     tokens = _tokens(tuned)
     moved = _full(tuned, MIXED, tokens) - _full(reference, MIXED, tokens)
     assert moved.abs().max() > 1e-3
+
+
+def test_recipes_have_the_sizes_they_name():
+    sizes = {name: resolve(name) for name in ("qwen3_0_6b", "llama_3_1_8b", "paper")}
+    for name, recipe in sizes.items():
+        assert name.split("_")[0].title() in recipe.train_sft.policy.name_or_path or name == "paper"
+    paper = sizes["paper"]
+    cells = paper.build_triplets.random_cells + paper.build_triplets.wild_cells
+    assert paper.build_pairs.num_pairs == 500_000
+    assert paper.build_triplets.prompts.num_train * cells == 100_000
+    assert paper.build_pairs.prompts == paper.build_triplets.prompts

@@ -200,20 +200,17 @@ class LanguageModelPolicy(nn.Module):
         """Inputs that ask for the first workflow token. Shape B 1."""
         return torch.full((num_rows, 1), self.num_tokens)
 
-    def extend(self, inputs_BT: Tensor, cache: Cache, wanted_BT: Tensor | None = None) -> Tensor:
-        """Read T more inputs per row; logits of the token after some of them.
+    def extend(self, inputs_BT: Tensor, cache: Cache) -> Tensor:
+        """Read T more inputs per row; unmasked logits of the token after the last of them.
 
         Args:
             inputs_BT: Workflow token ids, or `start`.
             cache: Of B rows; it remembers the new positions.
-            wanted_BT: Positions whose logits are wanted; by default the last of each row.
 
         Returns:
-            Unmasked logits of the N wanted positions in row-major order: float32 on the CPU, shape
-            N V.
+            Logits, float32 on the CPU, shape B V.
         """
-        hidden_BTD = self._append([self], inputs_BT, [cache])
-        return self._logits(_pick(hidden_BTD, wanted_BT)).cpu()
+        return self._logits(self._append([self], inputs_BT, [cache])[:, -1]).cpu()
 
     @staticmethod
     def extend_together(
@@ -241,17 +238,18 @@ class LanguageModelPolicy(nn.Module):
         """
         B, T = tokens_BT.shape
         num = B // len(prompts_PL)
+        wanted_BT = wanted_BT.to(self.model.device)
         inputs_BT = torch.cat([self.start(B), tokens_BT[:, :-1]], 1)
         if not (self.config.gradient_checkpointing and torch.is_grad_enabled()):
             cache = self.prefill(prompts_PL).repeat(num)
-            return self._logits(_pick(self._append([self], inputs_BT, [cache]), wanted_BT))
+            return self._logits(self._append([self], inputs_BT, [cache])[wanted_BT])
         # A recomputed layer cannot keep a cache: prompt and workflow are read in one go.
         prompts_BL = prompts_PL.to(self.model.device).repeat_interleave(num, 0)
         inputs_BSD = torch.cat([self._words(prompts_BL), self._tokens(inputs_BT)], 1)
         seen_BS = F.pad(prompts_BL != PADDING, (0, T), value=True)
         with self._recompute():
             hidden_BSD = self._run(inputs_BSD, seen_BS, None, self.strength)
-        return self._logits(_pick(hidden_BSD[:, -T:], wanted_BT))
+        return self._logits(hidden_BSD[:, -T:][wanted_BT])
 
     def save(self, folder: Path) -> None:
         """Write a designer folder but for its vocabulary: a transformers model, adapter merged."""
@@ -394,10 +392,6 @@ class LanguageModelPolicy(nn.Module):
         finally:
             for layer in layers:
                 layer.training = False
-
-
-def _pick(hidden_BTD: Tensor, wanted_BT: Tensor | None) -> Tensor:
-    return hidden_BTD[:, -1] if wanted_BT is None else hidden_BTD[wanted_BT.to(hidden_BTD.device)]
 
 
 def _sha256(path: Path) -> str:

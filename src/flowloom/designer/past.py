@@ -52,10 +52,6 @@ class Cache:
         """Give each row `num` neighbouring copies."""
         return Cache(self._past, self._rows.repeat_interleave(num))
 
-    def reserve(self, capacity: int) -> Cache:
-        """Make room for `capacity` more positions; here it grows as it is read."""
-        return self
-
     def select(self, rows: Tensor) -> None:
         """Keep `rows`, in their order."""
         self._rows, self._settled = self._rows[rows], False
