@@ -44,7 +44,7 @@ STAGES: dict[str, Stage] = {
     "build_triplets": Stage(
         function="flowloom.dataset.triplets:build_triplets",
         inputs=("catalogue", "pairs"),
-        optional=("parts",),
+        optional=("parts", "earlier", "proposals"),
     ),
     "train_sft": Stage(
         function="flowloom.designer.sft:train_sft",
@@ -53,7 +53,9 @@ STAGES: dict[str, Stage] = {
         joint=True,
     ),
     "train_reward": Stage(
-        function="flowloom.reward.member:train_reward", inputs=("catalogue", "triplets")
+        function="flowloom.reward.member:train_reward",
+        inputs=("catalogue", "triplets"),
+        optional=("start",),
     ),
     "calibrate_reward": Stage(
         function="flowloom.reward.calibration:calibrate_reward",

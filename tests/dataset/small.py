@@ -45,10 +45,10 @@ def build_small_pairs(world):
     return world
 
 
-def build(world, folder, config=CONFIG, pairs=None, parts=()):
+def build(world, folder, config=CONFIG, pairs=None, parts=(), **earlier):
     """Run `build_triplets` in a run folder; returns its artifact and metrics."""
     run = Run("build_triplets", folder)
     run.begin()
     pairs = pairs or world / "pairs" / "out.partial"
-    metrics = build_triplets(config, run, catalogue=world, pairs=pairs, parts=parts)
+    metrics = build_triplets(config, run, catalogue=world, pairs=pairs, parts=parts, **earlier)
     return run.out, metrics

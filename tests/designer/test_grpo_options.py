@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from flowloom.dataset.tables import read_table
+from flowloom.dataset.triplets import load_calibration_prompts
 from flowloom.designer.config import GRPOConfig
 from flowloom.designer.grpo import own_groups, train_grpo
 from flowloom.designer.policy import Policy
@@ -167,11 +168,15 @@ def test_proposals(train, parts):
     weights, metrics = train(num_proposals=8)
     assert _equal(plain, weights)
     rows = read_table(train.last / "out" / "proposals.parquet")
-    assert list(rows) == ["prompt", "kind", "workflow", "fingerprint", "predicted", "spread"]
-    assert len(rows["prompt"]) == metrics["grpo/proposals"] == 8
-    # Two each for the first four of six prompts.
-    assert rows["prompt"] == [prompt for prompt in PROMPTS["train"][:4] for _ in range(2)]
-    assert set(rows["kind"]) == {"single"}
+    assert list(rows)[:4] == ["prompt", "kind", "split", "workflow"]
+    assert list(rows)[4:] == ["fingerprint", "predicted", "spread"]
+    known = load_calibration_prompts(parts["triplets"])
+    assert len(rows["prompt"]) == metrics["grpo/proposals"] == 8 + len(known)
+    # Two each for the first four of six prompts, and one for every calibration prompt.
+    assert rows["prompt"][:8] == [prompt for prompt in PROMPTS["train"][:4] for _ in range(2)]
+    assert rows["prompt"][8:] == [row["prompt"] for row in known]
+    assert rows["split"] == ["train"] * 8 + ["calibration"] * len(known)
+    assert set(rows["kind"][:8]) == {"single"}
     _, grammar = _policy(parts)
     flows = [Workflow.from_api(json.loads(text)) for text in rows["workflow"]]
     assert [flow.template_fingerprint() for flow in flows] == rows["fingerprint"]
@@ -182,7 +187,7 @@ def test_proposals(train, parts):
     np.testing.assert_allclose(rows["spread"], spread, atol=1e-6)
     train(num_proposals=3)
     few = read_table(train.last / "out" / "proposals.parquet")
-    assert few["prompt"] == list(PROMPTS["train"][:3])
+    assert few["prompt"][:3] == list(PROMPTS["train"][:3])
 
 
 @pytest.mark.parametrize(

@@ -219,6 +219,13 @@ class BuildTripletsConfig:
     held_out_seeds: int = 2
     """Seeds of each cell with a held-out workflow, which joins the train cells, pairs and edits
     among which it turned up: it is rendered, and never trained on."""
+    num_designed: int = 2000
+    """With the inputs `earlier` and `proposals`, which take the place of all other cells: most
+    designs on train prompts that are rendered."""
+    designed_by: Literal["spread", "random"] = "spread"
+    """Which of the proposals: those on which the reward's members disagree most, or any."""
+    designed_seeds: int = 1
+    """Seeds of each of these."""
     budget: int = 64
     """Most tokens of an edited workflow."""
     rubric: str = "shapes"
@@ -245,7 +252,7 @@ class BuildTripletsConfig:
         for name in (
             *("random_cells", "random_seeds", "num_parents", "calibration_cells"),
             *("calibration_seeds", "held_out_seeds", "num_processes", "shard_size"),
-            "rows_per_file",
+            *("rows_per_file", "num_designed", "designed_seeds"),
         ):
             check(getattr(self, name) >= 1, name, getattr(self, name), ">= 1")
         check(self.wild_cells >= 0, "wild_cells", self.wild_cells, ">= 0")

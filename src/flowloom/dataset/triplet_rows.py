@@ -74,6 +74,21 @@ class Rows:
         """Different cells."""
         return len(self._cells)
 
+    def keep(self, columns: Mapping[str, Sequence[Any]]) -> None:
+        """Begin with the rows of an earlier dataset.
+
+        Raises:
+            ValueError: It has other columns: it was scored by another rubric.
+        """
+        if set(columns) != set(self.columns):
+            raise ValueError(
+                f"earlier: got columns {', '.join(columns)}, expected {', '.join(self.columns)}"
+            )
+        for name, values in columns.items():
+            self.columns[name] += values
+        cells = zip(columns["prompt"], columns["fingerprint"], columns["cell"], strict=True)
+        self._cells.update({(prompt, name): cell for prompt, name, cell in cells})
+
     def add(self, cells: Sequence[Cell], scores: Scores) -> None:
         """Append a round: every seed of every cell, with the scores in that order."""
         for cell in cells:

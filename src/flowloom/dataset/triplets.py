@@ -11,6 +11,10 @@ machine renders its share of the first round that is not whole, so this is done 
 
     flowloom run build_triplets --set mode=plain --set part=0/4       # on machine 0 of 4, and so on
     flowloom run build_triplets --set mode=plain --input parts=A --input parts=B ...
+
+Between two rounds of policy optimisation, the policy's designs join the triplets (`designed`):
+
+    flowloom run build_triplets --input earlier=TRIPLETS --input proposals=ADAPTER
 """
 
 from __future__ import annotations
@@ -26,8 +30,9 @@ from typing import Any
 
 import numpy as np
 
-from flowloom.dataset.cells import Pairs, Rendered, Template
-from flowloom.dataset.config import BuildTripletsConfig, check_part
+from flowloom.dataset.cells import CALIBRATION, Pairs, Rendered, Template
+from flowloom.dataset.config import BuildTripletsConfig, PromptsConfig, check_part
+from flowloom.dataset.designed import DesignedPlan
 from flowloom.dataset.pairs import stream_pairs
 from flowloom.dataset.plan import Plan
 from flowloom.dataset.prompts import Prompt, as_prompts, draw_unrendered, list_prompts
@@ -43,6 +48,8 @@ from flowloom.score.standard import STANDARD_FILE, Standard
 from flowloom.workflow import Catalogue, Workflow
 
 SECONDS_FILE = "shard_seconds.jsonl"
+FILES_FILE = "files.json"
+"""Model files, by "folder/name", to their sha256."""
 
 __all__ = ["build_triplets", "load", "load_prompts", "load_unrendered_prompts", "schema"]
 
@@ -54,6 +61,8 @@ def build_triplets(
     catalogue: Path,
     pairs: Path,
     parts: Path | Sequence[Path] = (),
+    earlier: Path | None = None,
+    proposals: Path | None = None,
 ) -> dict[str, float]:
     """Render and score workflows on train and calibration prompts.
 
@@ -66,13 +75,16 @@ def build_triplets(
         catalogue: Folder that `publish_generator` wrote.
         pairs: Folder of `build_pairs`; its first pairs of each prompt are the random cells.
         parts: Folders of runs with a `part`, whose shards are taken instead of rendered.
+        earlier: Folder of `build_triplets` whose rows are kept; with `proposals` alone.
+        proposals: Folder with a policy's designs, rendered in place of the plan's cells.
 
     Returns:
         Counts, mean scores by origin and the best fixed workflow's mean.
 
     Raises:
         ValueError: A model file is missing, a workflow cannot be rendered, the pairs are of other
-            prompts, or a part is damaged or of another plan.
+            prompts, a part is damaged or of another plan, or of `earlier` and `proposals` there is
+            one alone or the earlier triplets were rendered with files that are there no more.
         FloatingPointError: A picture or a score is not finite; names the jobs.
         OSError: A file cannot be written; names it.
     """
@@ -81,13 +93,41 @@ def build_triplets(
     with _Renderer(config, catalogue, run) as renderer:
         if not given:
             renderer.start()  # Workers start while the first round is planned.
-        plan = Plan(config, facts, read_templates(pairs, facts, config.random_cells))
-        builder = _Builder(config, run, plan, ShardFiles(run.work, given, run.log), renderer)
+        files = ShardFiles(run.work, given, run.log)
+        if earlier is None and proposals is None:
+            plan = Plan(config, facts, read_templates(pairs, facts, config.random_cells))
+            builder = _Builder(config, run, plan, files, renderer)
+        elif earlier is None or proposals is None:
+            raise ValueError("earlier, proposals: got one of these inputs, expected both or none")
+        else:
+            check_catalogue(earlier, facts)
+            rows = load(earlier)
+            prompts = [*_unrendered(config.prompts), *list_prompts(config.prompts, "calibration")]
+            plan = DesignedPlan(config, facts, proposals, earlier, rows, prompts)
+            builder = _Builder(config, run, plan, files, renderer)
+            builder.rows.keep(rows)
         whole = builder.build()
     if config.part is not None:
         return builder.hand_over()
     assert whole
     return builder.write()
+
+
+def check_catalogue(earlier: Path, catalogue: Catalogue) -> None:
+    """Whether rows of earlier triplets still say what is: models may have joined, none changed.
+
+    Raises:
+        ValueError: A file that a row's workflow may load is not there, or is another one.
+    """
+    before = json.loads((earlier / FILES_FILE).read_text())
+    now = {f"{file.folder}/{file.name}": file.sha256 for file in catalogue.files}
+    for name, digest in before.items():
+        if now.get(name) != digest:
+            found = now.get(name, "none")[:12]
+            raise ValueError(
+                f"earlier: {name}: got {found} in the catalogue, expected {digest[:12]}, with "
+                f"which {str(earlier)!r} was rendered"
+            )
 
 
 def read_templates(path: Path, catalogue: Catalogue, per_prompt: int) -> Pairs:
@@ -161,6 +201,13 @@ def load_unrendered_prompts(path: str | Path) -> list[dict[str, str]]:
     return json.loads((Path(path) / "unrendered_prompts.json").read_text())
 
 
+def load_calibration_prompts(path: str | Path) -> list[dict[str, str]]:
+    """The prompts that the ensemble is calibrated on, `[{"prompt", "kind"}]`, each once."""
+    columns = load(path, CALIBRATION)
+    kinds = dict(zip(columns["prompt"], columns["kind"], strict=True))
+    return [{"prompt": prompt, "kind": kind} for prompt, kind in kinds.items()]
+
+
 class _Renderer:
     """The render workers, started when they are first needed; a context manager."""
 
@@ -202,7 +249,7 @@ class _Builder:
         self,
         config: BuildTripletsConfig,
         run: Run,
-        plan: Plan,
+        plan: Plan | DesignedPlan,
         files: ShardFiles,
         renderer: _Renderer,
     ):
@@ -246,7 +293,9 @@ class _Builder:
         write_json(run.out / "best_fixed.json", best.to_api())
         held_out = list_prompts(config.prompts, "test")
         write_json(run.out / "prompts.json", _as_rows(held_out))
-        write_json(run.out / "unrendered_prompts.json", _as_rows(self._unrendered()))
+        write_json(run.out / "unrendered_prompts.json", _as_rows(_unrendered(config.prompts)))
+        models = self.plan.catalogue.files
+        write_json(run.out / FILES_FILE, {f"{f.folder}/{f.name}": f.sha256 for f in models})
         catalogue = self.plan.catalogue.hash
         train = self.rows.of_split(TRAIN, self.rubric.columns)
         Standard.fit(self.rubric, catalogue, train, TRAIN).save(run.out / STANDARD_FILE)
@@ -298,11 +347,11 @@ class _Builder:
         shown = ", ".join(f"{name} {value:.3f}" for name, value in means.items())
         self.run.log(f"round {round_.number}: {len(round_.cells)} cells, {shown}")
 
-    def _unrendered(self) -> list[Prompt]:
-        lists = self.config.prompts
-        if lists.prompts_file is not None:
-            return list_prompts(lists, "train", lists.num_unrendered)
-        return as_prompts(draw_unrendered(lists.num_unrendered, lists.kinds, lists.seed))
+
+def _unrendered(lists: PromptsConfig) -> list[Prompt]:
+    if lists.prompts_file is not None:
+        return list_prompts(lists, "train", lists.num_unrendered)
+    return as_prompts(draw_unrendered(lists.num_unrendered, lists.kinds, lists.seed))
 
 
 def _collect(found: Iterable[tuple[Shard, Scores | None]], scores: Scores) -> bool:

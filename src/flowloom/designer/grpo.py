@@ -251,6 +251,7 @@ def train_grpo(
                 grammar,
                 scorer.ensemble,
                 listed,
+                triplet_data.load_calibration_prompts(triplets),
                 config.num_proposals,
                 (config.seed << 32) + config.num_steps,
             )

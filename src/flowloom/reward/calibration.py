@@ -49,7 +49,7 @@ def calibrate_reward(
         raise ValueError("members: got none, expected at least one folder of train_reward")
     records = [json.loads((path / member.RECORD_FILE).read_text()) for path in members]
     for path, record in zip(members, records, strict=True):
-        for name in ("mean", "std", "catalogue", "num_rows"):
+        for name in (*member.UNITS, "catalogue", "num_rows"):
             if record[name] != records[0][name]:
                 raise ValueError(
                     f"{path}: got {name} {record[name]}, "

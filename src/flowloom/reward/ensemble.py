@@ -80,11 +80,7 @@ class Ensemble:
             additive = inherited(network.additive, heirs)
             num_facts = len(additive.keys_C)
             copy = Network(network.config, len(self.tokenizer), table.num_rows, num_facts)
-            state = {name: value.clone() for name, value in network.state_dict().items()}
-            for row, sources in heirs.items():
-                state["rows.weight"][row] = network.rows.weight[sources].mean(0)
-            state |= {name: getattr(copy, name) for name in ("fact_keys", "fact_weights")}
-            copy.load_state_dict(state)
+            copy.go_on_from(network, heirs)
             copy.set_additive(additive)
             networks.append(copy.eval().requires_grad_(False))
         return Ensemble(networks, table, self.tokenizer, self.calibration)

@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flowloom.config import override, to_dict
+from flowloom.config import check, override, to_dict
 from flowloom.dataset import triplets as triplet_table
 from flowloom.dataset.tokenizer import WordTokenizer
 from flowloom.reward.additive import Additive, Facts, fit
@@ -41,6 +41,8 @@ from flowloom.workflow import Catalogue, Vocabulary, Workflow
 WEIGHTS_FILE, RECORD_FILE = "member.safetensors", "member.json"
 TOKENIZER_FILE, VOCABULARY_FILE = "tokenizer.json", "vocabulary.json"
 CATALOGUE_FILE = "catalogue.json.gz"
+UNITS = ("low", "high", "mean", "std")
+"""Bounds that scores are scaled by, and the mean and std they are standardised by."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Rows:
 
 
 def train_reward(
-    config: RewardConfig, run: Run, *, catalogue: Path, triplets: Path
+    config: RewardConfig, run: Run, *, catalogue: Path, triplets: Path, start: Path | None = None
 ) -> dict[str, float]:
     """Train member `config.member` on the train split.
 
@@ -85,31 +87,43 @@ def train_reward(
             `vocabulary.json`.
         catalogue: Folder that `publish_generator` wrote.
         triplets: Folder of `build_triplets`.
+        start: Folder of a member whose network is trained on; its words and units stay, files that
+            were installed since join its vocabulary. The additive part is solved anew.
 
     Raises:
+        ValueError: `start` has a network of another size.
         FloatingPointError: The loss is not finite; names the step.
     """
     # Load rows, and scale their scores to [0, 1].
     torch.set_num_threads(config.num_threads)
     facts = Catalogue.load(catalogue / CATALOGUE_FILE)
-    vocabulary = Vocabulary.build(facts)
+    older = None if start is None else _read_vocabulary(start)
+    vocabulary = Vocabulary.build(facts) if older is None else older.extend(facts)
     table = FeatureTable(facts, vocabulary)
     rows = Rows.read(triplets, "train", table)
     units = score_units(rows.scores_R)
+    if start is not None:
+        record = _read_record(start)
+        units = {name: record[name] for name in UNITS}
     scaled_R = (rows.scores_R - units["low"]) / (units["high"] - units["low"])
     targets_R = torch.from_numpy(scaled_R).float()
 
     # Build tokenizer, additive part, network and optimiser.
-    tokenizer = WordTokenizer.fit(rows.prompts)
+    if start is None:
+        tokenizer = WordTokenizer.fit(rows.prompts)
+    else:
+        tokenizer = WordTokenizer.load(start / TOKENIZER_FILE)
     ids_PL = encode_prompts(tokenizer, rows.prompts, config.network)
     additive, offsets_R = additive_part(config, rows, ids_PL, scaled_R)
     torch.manual_seed(_seed(config, 0))
     network = Network(
         config.network, len(tokenizer), table.num_rows, len(additive.keys_C), config.dropout
     )
+    if start is not None and older is not None:
+        network.go_on_from(_network_of(start, config, len(tokenizer)), table.heirs(older))
     network.set_additive(additive)
     network.share = torch.tensor(config.deep_share)
-    network.units = torch.tensor(list(units.values()))
+    network.units = torch.tensor([units[name] for name in UNITS])
     trained = [weight for weight in network.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(
         trained, lr=config.lr, weight_decay=config.weight_decay, fused=True
@@ -165,8 +179,7 @@ def train_reward(
         "network": to_dict(config.network),
         "num_rows": table.num_rows,
         "num_facts": len(additive.keys_C),
-        "mean": units["mean"],
-        "std": units["std"],
+        **units,
         "catalogue": facts.hash,
     }
     write_json(run.out / RECORD_FILE, record)
@@ -182,15 +195,12 @@ def train_reward(
 
 
 def score_units(scores_R: np.ndarray) -> dict[str, float]:
-    """Bounds that scores are scaled by, and the mean and std they are standardised by.
-
-    Scores within [0, 1] keep these bounds; others get those seen.
-    """
+    """`UNITS` of scores: those within [0, 1] keep these bounds, others get those seen."""
     low, high = float(scores_R.min()), float(scores_R.max())
     if low >= 0 and high <= 1:
         low, high = 0.0, 1.0
     std = max(float(scores_R.std()), 1e-6)
-    return {"low": low, "high": high, "mean": float(scores_R.mean()), "std": std}
+    return dict(zip(UNITS, (low, high, float(scores_R.mean()), std), strict=True))
 
 
 def additive_part(
@@ -286,6 +296,21 @@ def load_member(folder: Path, name: str, num_words: int) -> Network:
     network = Network(config, num_words, record["num_rows"], record["num_facts"])
     network.load_state_dict(safetensors.torch.load_file(folder / f"{name}.safetensors"))
     return network.eval().requires_grad_(False)
+
+
+def _read_vocabulary(folder: Path) -> Vocabulary:
+    return Vocabulary.from_json(json.loads((folder / VOCABULARY_FILE).read_text()))
+
+
+def _read_record(folder: Path) -> dict:
+    return json.loads((folder / RECORD_FILE).read_text())
+
+
+def _network_of(folder: Path, config: RewardConfig, num_words: int) -> Network:
+    """The network of a member of the same size."""
+    found, expected = _read_record(folder)["network"], to_dict(config.network)
+    check(found == expected, "start: network", found, expected)
+    return load_member(folder, Path(RECORD_FILE).stem, num_words)
 
 
 def _index(values: Sequence[str]) -> dict[str, int]:

@@ -13,7 +13,7 @@ Shapes: P prompts, B workflows (rows), L prompt words, N nodes, E entries, F fil
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -165,6 +165,15 @@ class Network(nn.Module):
         self.fact_keys = torch.from_numpy(additive.keys_C)
         self.fact_weights = torch.from_numpy(additive.weights_C).float()
         self.bias = torch.tensor(additive.bias)
+
+    def go_on_from(self, other: Network, heirs: Mapping[int, Sequence[int]]) -> None:
+        """Take the weights of another network; new table rows start as the mean of some."""
+        state = self.state_dict()
+        facts = ("fact_keys", "fact_weights")
+        state |= {k: v.clone() for k, v in other.state_dict().items() if k not in facts}
+        for row, sources in heirs.items():
+            state["rows.weight"][row] = other.rows.weight[sources].mean(0)
+        self.load_state_dict(state)
 
     @property
     def additive(self) -> Additive:
