@@ -124,8 +124,8 @@ def fit(facts: Facts, scores_R: np.ndarray, weights_R: np.ndarray) -> Additive:
         ValueError: The solver did not converge.
     """
     scale_C = facts.penalties_C**-0.5
-    x_RC = (facts.values_RC @ sp.diags(scale_C)).tocsr()
-    x_CR = x_RC.T.tocsr()
+    x_RC = sp.csr_matrix(facts.values_RC @ sp.diags(scale_C))
+    x_CR = sp.csr_matrix(x_RC.T)
     mean = float(np.clip(np.average(scores_R, weights=weights_R), 1e-3, 1 - 1e-3))
     bias = float(np.log(mean / (1 - mean)))
     w_C = np.zeros(len(scale_C))

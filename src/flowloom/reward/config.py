@@ -64,7 +64,7 @@ class RewardConfig:
     bootstrap: bool = True
     """Fit the additive part on prompts drawn with replacement: the spread between members then says
     how much their predictions depend on which prompts were rendered."""
-    deep_share: float = 0.35
+    deep_share: float = 0.5
     """Share of the network in the logit; 1 leaves the additive part out, 0 the network."""
     deep_file_word: float | None = 0.3
     """Penalty of the (file, word) weights below the network, which learns what they leave; None:

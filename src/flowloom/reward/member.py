@@ -309,7 +309,7 @@ def _read_record(folder: Path) -> dict:
 def _network_of(folder: Path, config: RewardConfig, num_words: int) -> Network:
     """The network of a member of the same size."""
     found, expected = _read_record(folder)["network"], to_dict(config.network)
-    check(found == expected, "start: network", found, expected)
+    check(found == expected, "start: network", found, str(expected))
     return load_member(folder, Path(RECORD_FILE).stem, num_words)
 
 

@@ -137,6 +137,11 @@ class Network(nn.Module):
         """
         super().__init__()
         self.config = config
+        self.fact_keys: Tensor
+        self.fact_weights: Tensor
+        self.bias: Tensor
+        self.share: Tensor
+        self.units: Tensor
         self.register_buffer("fact_keys", torch.zeros(num_facts, dtype=torch.long))
         self.register_buffer("fact_weights", torch.zeros(num_facts))
         self.register_buffer("bias", torch.zeros(()))
