@@ -61,9 +61,9 @@ class RewardConfig:
     """Seed of the ensemble; a member draws from (seed, member, epoch)."""
     additive: AdditiveConfig = AdditiveConfig()
     """The part that is solved in one go."""
-    bootstrap: bool = True
-    """Fit the additive part on prompts drawn with replacement: the spread between members then says
-    how much their predictions depend on which prompts were rendered."""
+    bootstrap: bool = False
+    """Fit the additive part on prompts drawn with replacement: members differ more, and each is a
+    little worse."""
     deep_share: float = 0.5
     """Share of the network in the logit; 1 leaves the additive part out, 0 the network."""
     deep_file_word: float | None = 0.3
