@@ -93,7 +93,7 @@ class Plan:
             count, seeds = config.evolved_cells[number - 1], config.evolved_seeds[number - 1]
             specs = [spec for spec in self.train for _ in range(count)]
             kept = 1.0 if last else config.kept_frac
-            evolved, held_out = self._evolved(specs, history, rng, kept)
+            evolved, held_out = self.evolved(specs, history, rng, kept)
             cells += self._cells(evolved, TRAIN, "evolved", seeds)
             cells += self._cells(held_out, HELD_OUT_WORKFLOW, "evolved")
         return cells + self._calibration(number, history, rng)
@@ -175,11 +175,11 @@ class Plan:
         cells = [(spec, pairs[k]) for spec, k in zip(drawn, places, strict=True)]
         cells = self._cells(cells[number :: self.num_rounds], CALIBRATION, "random", seeds)
         if number == self.num_rounds - 1 and config.mode == "rounds":
-            evolved, _ = self._evolved(specs[1::2], history, rng, 0.5, part=False)
+            evolved, _ = self.evolved(specs[1::2], history, rng, 0.5, part=False)
             cells += self._cells(evolved, CALIBRATION, "evolved", seeds)
         return cells
 
-    def _evolved(
+    def evolved(
         self,
         specs: Sequence[PromptSpec],
         history: Sequence[Rendered],
