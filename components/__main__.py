@@ -45,7 +45,9 @@ def interface(component: PythonComponent) -> str:
 
 def _type(field) -> str:
     kind = str(field.type).removeprefix("system.").split("@")[0]
-    return f"list of {kind}" if getattr(field, "is_artifact_list", False) else kind
+    if getattr(field, "is_artifact_list", False):
+        kind = f"list of {kind}"
+    return f"{kind}, optional" if getattr(field, "optional", False) else kind
 
 
 def problems(name: str, write: bool) -> list[str]:

@@ -36,7 +36,7 @@ class Step:
     """A step as the runner saw it."""
 
     name: str
-    """Component, and the iteration where it is in a loop: `train_reward-0`."""
+    """What the pipeline calls it, and the iteration where it is in a loop: `train_reward-0`."""
     wall_s: float
     """From starting its process to the end of it."""
     failed: bool
@@ -49,9 +49,10 @@ class StepRunner:
     kfp calls it from two threads where a loop's iterations run at the same time.
     """
 
-    def __init__(self, turn: Turn, console: Console):
-        """Write logs to the folder of `turn` and progress to `console`."""
+    def __init__(self, turn: Turn, console: Console, shown: Mapping[str, str]):
+        """Write logs to the folder of `turn` and progress to `console`; `shown`: `shown_names`."""
         self.turn = turn
+        self.shown = shown
         self.console = console
         self.steps: list[Step] = []
         self._lock = threading.Lock()
@@ -60,7 +61,7 @@ class StepRunner:
         self, full_command: Sequence[str], env_vars: Optional[Mapping[str, str]] = None
     ) -> int:
         """Run the command; returns its exit status."""
-        name = step_name(full_command)
+        name = step_name(full_command, self.shown)
         log_path = self.turn.log_path(name)
         record = self.turn.dir / "steps" / f"{name}.json"
         record.unlink(missing_ok=True)
@@ -76,11 +77,11 @@ class StepRunner:
         with self._lock:
             self.steps.append(Step(name, wall_s, status != 0))
         if status:
-            self._say(f"[red] FAIL[/red]  {name:<20} {wall_s:7.1f} s  {log_path}")
+            self._say(f"[red] FAIL[/red]  {name:<24} {wall_s:7.1f} s  {log_path}")
         else:
             cached = record.is_file() and json.loads(record.read_text())["cached"]
             note = "  (as before)" if cached else ""
-            self._say(f"[green] done[/green]  {name:<20} {wall_s:7.1f} s{note}")
+            self._say(f"[green] done[/green]  {name:<24} {wall_s:7.1f} s{note}")
         return status
 
     def _say(self, text: str) -> None:
@@ -88,11 +89,18 @@ class StepRunner:
             self.console.print(text, highlight=False, soft_wrap=True)
 
 
-def step_name(full_command: Sequence[str]) -> str:
+def shown_names(pipeline: Any) -> dict[str, str]:
+    """What the pipeline calls its tasks, by names of the engine's: it numbers repeated ones."""
+    spec = pipeline.pipeline_spec
+    dags = [spec.root.dag, *(component.dag for component in spec.components.values())]
+    return {name: task.task_info.name for dag in dags for name, task in dag.tasks.items()}
+
+
+def step_name(full_command: Sequence[str], shown: Mapping[str, str]) -> str:
     """The step's name, from the path where the engine expects its outputs."""
     given = json.loads(full_command[list(full_command).index("--executor_input") + 1])
     path = Path(given["outputs"]["outputFile"])
-    task = path.parent.name.replace("-", "_")
+    task = shown.get(path.parent.name, path.parent.name).replace("-", "_")
     loop = re.fullmatch(r"for-loop-\d+-iteration-(\d+)", path.parent.parent.name)
     return f"{task}-{loop[1]}" if loop else task
 
@@ -111,7 +119,7 @@ def run(
     from kfp import local
     from kfp.local import subprocess_task_handler
 
-    runner = StepRunner(turn, console)
+    runner = StepRunner(turn, console, shown_names(pipeline))
     os.environ["FLOWLOOM_TURN"] = turn.name
     os.environ["FLOWLOOM_TRACKING"] = "spool"
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")

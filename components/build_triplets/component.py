@@ -1,5 +1,7 @@
 """Render workflows and score the pictures."""
 
+from typing import Optional
+
 from kfp import dsl
 
 from components.images import GPU_IMAGE
@@ -13,6 +15,8 @@ def build_triplets(
     overrides: dict,
     triplets: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
+    earlier: Optional[dsl.Input[dsl.Dataset]] = None,
+    proposals: Optional[dsl.Input[dsl.Model]] = None,
 ):
     """Render prompt-workflow cells with several seeds each, and score every picture.
 
@@ -23,10 +27,12 @@ def build_triplets(
         overrides: Fields to replace, by stage, nested as in `config.json`.
         triplets: Shards `triplets-*.parquet`, held-out prompts, the best fixed workflow, a card.
         metrics: Numbers of renders, mean scores.
+        earlier: Triplets that a policy's designs join; only with `proposals`.
+        proposals: Tuned weights (`train_grpo`) whose designs are rendered.
     """
     from flowloom import recipes, stages
     from flowloom.lifecycle.steps import folders, hand_over
 
     config = recipes.stage_config(recipe, "build_triplets", overrides.get("build_triplets"))
-    inputs = folders(catalogue=catalogue, pairs=pairs)
+    inputs = folders(catalogue=catalogue, pairs=pairs, earlier=earlier, proposals=proposals)
     hand_over(stages.run("build_triplets", config, inputs), triplets, metrics)

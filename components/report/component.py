@@ -1,5 +1,7 @@
 """Write the report that a person reads."""
 
+from typing import Optional
+
 from kfp import dsl
 
 from components.images import CPU_IMAGE
@@ -16,6 +18,7 @@ def report(
     recipe: str,
     overrides: dict,
     page: dsl.Output[dsl.HTML],
+    start: Optional[dsl.Input[dsl.Model]] = None,
 ):
     """Write what the turn found as one self-contained HTML file.
 
@@ -29,12 +32,14 @@ def report(
         recipe: Name of a recipe in `flowloom.recipes`.
         overrides: Fields to replace, by stage, nested as in `config.json`.
         page: The report: one HTML file without external resources.
+        start: Weights that GRPO went on from (`train_grpo`), likewise.
     """
     from flowloom import recipes, stages
     from flowloom.lifecycle.steps import folders, hand_over
 
     config = recipes.stage_config(recipe, "report", overrides.get("report"))
-    training = [designer, *members, adapter]
+    rounds = [start, adapter] if start else [adapter]
+    training = [designer, *members, *rounds]
     inputs = folders(
         evaluation=evaluation, generator=generator, decision=decision, training=training
     )

@@ -1,5 +1,7 @@
 """Optimise the designer against the frozen reward ensemble."""
 
+from typing import Optional
+
 from kfp import dsl
 
 from components.images import GPU_IMAGE
@@ -15,6 +17,7 @@ def train_grpo(
     overrides: dict,
     adapter: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    start: Optional[dsl.Input[dsl.Model]] = None,
 ):
     """Optimise the designer with GRPO against the frozen reward ensemble; nothing is rendered.
 
@@ -25,12 +28,15 @@ def train_grpo(
         reward: Calibrated reward ensemble (`calibrate_reward`).
         recipe: Name of a recipe in `flowloom.recipes`.
         overrides: Fields to replace, by stage, nested as in `config.json`.
-        adapter: Tuned weights of the designer.
+        adapter: Tuned weights of the designer, and designs to render for the next round.
         metrics: Reward, KL, entropy, validity.
+        start: Weights of the round before (`train_grpo`) to go on from; else the designer's.
     """
     from flowloom import recipes, stages
     from flowloom.lifecycle.steps import folders, hand_over
 
     config = recipes.stage_config(recipe, "train_grpo", overrides.get("train_grpo"))
-    inputs = folders(catalogue=catalogue, triplets=triplets, designer=designer, reward=reward)
+    inputs = folders(
+        catalogue=catalogue, triplets=triplets, designer=designer, reward=reward, start=start
+    )
     hand_over(stages.run("train_grpo", config, inputs), adapter, metrics)

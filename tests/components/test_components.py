@@ -4,6 +4,7 @@ Facts pinned:
 - every stage of the recipe's turn has a component, and its folder is whole;
 - a component is a door: at most 30 lines of code, one call of the library, and what it passes on is
   what its inputs are;
+- an optional input is passed on if it is given, and left out if not;
 - its README has the table that its signature gives.
 """
 
@@ -23,6 +24,8 @@ from flowloom.lifecycle.config import GateConfig
 from flowloom.runs import StageResult
 
 MAX_LINES = 30
+OPTIONAL = {"triplets", "decision", "training", "earlier", "proposals", "start"}
+"""Inputs that a stage can do without and its component may pass on."""
 
 
 @pytest.fixture
@@ -111,7 +114,7 @@ def test_a_stage_gets_its_inputs_and_hands_its_artifact_on(name, calls, tmp_path
     assert stage == name
     changes = {"field": 3.0} | ({"member": 1} if name == "train_reward" else {})
     assert config == (name, changes)
-    optional = set(inputs) & {"triplets", "decision", "training"}
+    optional = set(inputs) & OPTIONAL
     assert set(inputs) == set(stages.STAGES[name].inputs) | optional
     for key, given in inputs.items():
         if key == "members":
@@ -125,6 +128,26 @@ def test_a_stage_gets_its_inputs_and_hands_its_artifact_on(name, calls, tmp_path
     assert output.metadata["digest"] == "d.dir"
     if "metrics" in arguments:
         assert arguments["metrics"].metadata == {"eval/score": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("name", "absent"), [("build_triplets", ("earlier", "proposals")), ("train_grpo", ("start",))]
+)
+def test_an_input_that_is_not_given_is_left_out(name, absent, calls, tmp_path):
+    invoke(name, tmp_path)
+    assert set(calls[0][2]) == {*stages.STAGES[name].inputs, *absent}
+    invoke(name, tmp_path, **dict.fromkeys(absent))
+    assert set(calls[1][2]) == set(stages.STAGES[name].inputs)
+    inputs = load(name).component_spec.inputs
+    assert {key for key, field in inputs.items() if field.optional} == set(absent)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_the_report_shows_the_rounds_in_order(given, calls, tmp_path):
+    invoke("report", tmp_path, **({} if given else {"start": None}))
+    names = [path.name for path in calls[0][2]["training"]]
+    members = ["member-0", "member-1", "member-2"]
+    assert names == ["designer", *members, *(["start"] if given else []), "adapter"]
 
 
 def test_evaluate_compares_with_the_champion(calls, tmp_path):

@@ -2,7 +2,7 @@
 
 Facts pinned:
 - a turn is a parent run, each of its stages a child with parameters, metrics over steps, tags and
-  the pointer to its artifact;
+  the pointer to its artifact, named like its step where it is one of a pipeline;
 - recording the same folder twice gives one MLflow run, and no metric twice;
 - a dead tracker loses nothing and stops no stage;
 - a failed stage is recorded as failed, with its error and the end of its log;
@@ -46,6 +46,15 @@ def record(run, status="finished"):
         if status == "failed":
             raise ValueError("loss: got nan at step 3")
         versioning.publish(run.dir / "out")
+
+
+def test_a_step_of_a_pipeline_names_its_run(tracked, make_run, spooled, monkeypatch):
+    steps = ["train_sft-0", "train_sft_round_2-0"]
+    for lr, step in enumerate(steps, start=1):
+        monkeypatch.setenv("FLOWLOOM_STEP", step)
+        record(make_run(lr=float(lr)))
+    tracking.drain(tracking.Recorder(tracked))
+    assert sorted(run.info.run_name for run in runs_of(tracked)) == steps
 
 
 def test_a_stage_is_a_child_of_its_turn(tracked, make_run, spooled):

@@ -1,8 +1,8 @@
 """Running on this machine.
 
 Facts pinned:
-- each step has a log file of its own, iterations of a loop are told apart, the console is left to
-  two lines per step;
+- each step has a log file of its own, iterations of a loop are told apart, a component that is used
+  again has the name that the pipeline shows, the console is left to two lines per step;
 - a failed step ends the turn with its name and its log;
 - errors of usage are one line and exit status 2.
 """
@@ -48,6 +48,9 @@ def tiny(fail: bool = False):
     with dsl.ParallelFor([1, 2, 3]) as number:
         doubled = double(number=number, fail=fail)
     add(numbers=dsl.Collected(doubled.outputs["out"]))
+    with dsl.ParallelFor([7]) as number:
+        tripled = double(number=number, fail=fail).set_display_name("double-round-2")
+    add(numbers=dsl.Collected(tripled.outputs["out"])).set_display_name("add-round-2")
 
 
 @pytest.fixture
@@ -60,12 +63,15 @@ def turn(monkeypatch):
 def test_steps_run_and_write_their_logs(turn, capfd):
     console = Console(file=io.StringIO(), width=200)
     steps = local.run(tiny, {}, turn, console)
-    assert sorted(step.name for step in steps) == ["add", "double-0", "double-1", "double-2"]
+    first, second = ["double-0", "double-1", "double-2"], ["double_round_2-0"]
+    assert {step.name for step in steps} == {"add", "add_round_2", *first, *second}
+    assert len(steps) == 6
     assert not any(step.failed for step in steps)
     assert "doubling 3 in turn 0001" in turn.log_path("double-2").read_text()
     assert "total 12" in turn.log_path("add").read_text()
+    assert "total 14" in turn.log_path("add_round_2").read_text()
     shown = console.file.getvalue()
-    assert shown.count("done") == 4
+    assert shown.count("done") == 6
     assert "doubling" not in shown
     assert capfd.readouterr() == ("", "")  # kfp's own output went to a file
     assert "finished with status" in turn.log_path("kfp").read_text()
@@ -87,11 +93,13 @@ def test_a_failed_step_is_named_with_its_log(turn):
         ("/r/tiny-1/add/executor_output.json", "add"),
         ("/r/tiny-1/train-sft/executor_output.json", "train_sft"),
         ("/r/tiny-1/for-loop-2-iteration-1/train-reward/executor_output.json", "train_reward-1"),
+        ("/r/tiny-1/train-grpo-2/executor_output.json", "train_grpo_round_2"),
     ],
 )
 def test_a_step_is_named_by_where_its_outputs_go(path, name):
     given = json.dumps({"outputs": {"outputFile": path}})
-    assert local.step_name(["sh", "-c", "x", "--executor_input", given]) == name
+    shown = {"train-sft": "train-sft", "train-grpo-2": "train-grpo-round-2"}
+    assert local.step_name(["sh", "-c", "x", "--executor_input", given], shown) == name
 
 
 def test_start_up_is_what_the_stages_did_not_use():

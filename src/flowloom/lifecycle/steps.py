@@ -33,13 +33,17 @@ class Metrics(Protocol):
         """Record a final metric."""
 
 
-def folders(**artifacts: Folder | Sequence[Folder]) -> dict[str, Any]:
-    """Input name to the folder (or list of folders) that its artifact is, for `stages.run`."""
+def folders(**artifacts: Folder | Sequence[Folder] | None) -> dict[str, Any]:
+    """Input name to the folder (or list of folders) that its artifact is, for `stages.run`.
+
+    None, an optional input that was not given, is left out.
+    """
     return {
         name: [Path(item.path) for item in artifact]
         if isinstance(artifact, Sequence)
         else Path(artifact.path)
         for name, artifact in artifacts.items()
+        if artifact is not None
     }
 
 

@@ -73,6 +73,8 @@ class Entry:
     """What stopped it, if it failed."""
     join: str | None = None
     """MLflow run to write to, if the pipeline engine made one for this task."""
+    step: str | None = None
+    """The pipeline's step that it is, if any: a turn runs some stages more than once."""
 
     @property
     def path(self) -> Path:
@@ -116,6 +118,7 @@ def recorded(run: Run) -> Iterator[None]:
         started_ms=_now_ms(),
         commit=_git_commit(),
         join=os.environ.get("MLFLOW_RUN_ID"),
+        step=os.environ.get("FLOWLOOM_STEP"),
     )
     _leave(entry)
     try:
@@ -140,7 +143,8 @@ def reused(run: Run) -> None:
     if turn is None:
         return
     now_ms = _now_ms()
-    entry = Entry(str(run.dir), run.stage, "reused", turn, now_ms, now_ms, _git_commit())
+    times, step = (now_ms, now_ms), os.environ.get("FLOWLOOM_STEP")
+    entry = Entry(str(run.dir), run.stage, "reused", turn, *times, _git_commit(), step=step)
     if not entry.path.exists() and not entry.noted:
         _leave(entry)
         _drain_unless_followed()
@@ -160,9 +164,13 @@ def record_now(run: Run) -> tuple[MlflowClient, str]:
         The client and the MLflow run id.
     """
     now_ms = _now_ms()
-    turn, join = os.environ.get("FLOWLOOM_TURN"), os.environ.get("MLFLOW_RUN_ID")
+    names = {"turn": "FLOWLOOM_TURN", "join": "MLFLOW_RUN_ID", "step": "FLOWLOOM_STEP"}
+    given = {field: os.environ.get(name) for field, name in names.items()}
     status = "finished" if run.done else "running"
-    entry = Entry(str(run.dir), run.stage, status, turn, now_ms, now_ms, _git_commit(), join=join)
+    entry = Entry(
+        dir=str(run.dir), stage=run.stage, status=status, started_ms=now_ms, ended_ms=now_ms,
+        commit=_git_commit(), **given,
+    )  # fmt: skip
     recorder = Recorder()
     with _draining():
         return recorder.client, recorder.record(entry)
@@ -327,7 +335,10 @@ class Recorder:
         if entry.turn:
             tags["mlflow.parentRunId"] = self.turn_run(entry.turn)
         return self.client.create_run(
-            experiment_id, start_time=entry.started_ms, tags=tags, run_name=entry.stage
+            experiment_id,
+            start_time=entry.started_ms,
+            tags=tags,
+            run_name=entry.step or entry.stage,
         ).info.run_id
 
     def _tags(self, entry: Entry, folder: Path, identity: Mapping[str, Any]) -> dict[str, str]:
