@@ -29,7 +29,9 @@ from tests.designer.tiny import PROMPTS, files_of
 
 ATOL = 1e-6
 GOLDEN_RTOL = 1e-3
-CONFIG = GRPOConfig(num_steps=4, prompts_per_step=4, num_minibatches=2, checkpoint_every=1)
+CONFIG = GRPOConfig(
+    num_steps=4, prompts_per_step=4, num_minibatches=2, num_proposals=None, checkpoint_every=1
+)
 WANTED = {
     "circle": "shapes-circle-star.safetensors",
     "square": "shapes-square-triangle.safetensors",

@@ -28,7 +28,7 @@ ATOL = 1e-5
 """Of weights after two steps at lr 1e-3: sums of gradients in another order."""
 CONFIG = GRPOConfig(
     num_steps=2, prompts_per_step=4, designs_per_prompt=4, num_minibatches=1, kl_coef=0.5,
-    entropy_coef=0.1, checkpoint_every=1,
+    entropy_coef=0.1, num_proposals=None, checkpoint_every=1,
 )  # fmt: skip
 
 

@@ -470,7 +470,9 @@ def test_the_loops_train_it(models, inputs, tmp_path, monkeypatch):
     assert again == digest
 
     monkeypatch.setattr(grpo.Ensemble, "load", lambda folder: LongIsGood())
-    config = GRPOConfig(num_steps=3, prompts_per_step=4, num_minibatches=2, checkpoint_every=1)
+    config = GRPOConfig(
+        num_steps=3, prompts_per_step=4, num_minibatches=2, num_proposals=None, checkpoint_every=1
+    )
     tune = {
         "config": config, "catalogue": inputs["catalogue"], "triplets": inputs["triplets"],
         "designer": tmp_path / "sft" / "out", "reward": tmp_path,

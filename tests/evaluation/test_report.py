@@ -89,6 +89,23 @@ def test_headline_follows_the_interval(tmp_path, evaluation_dir, generator_dir, 
     assert "The gate" not in text
 
 
+def test_rounds_are_told_apart_in_the_curves(tmp_path, evaluation_dir, generator_dir):
+    made = [("train_grpo", "grpo/reward"), ("train_reward", "train/loss")]
+    outs = {}
+    for stage, metric in made:
+        for key in "ab":
+            run_dir = tmp_path / "runs" / stage / key
+            (run_dir / "out").mkdir(parents=True)
+            (run_dir / "config.json").write_text(json.dumps({"stage": stage}))
+            lines = [json.dumps({"step": step, metric: step / 10}) for step in (1, 2)]
+            (run_dir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+            outs.setdefault(stage, []).append(run_dir / "out")
+    inputs = {"evaluation": evaluation_dir, "generator": generator_dir}
+    text = _write(tmp_path, "with", **inputs, training=outs["train_grpo"] + outs["train_reward"])
+    for label in ("reward, round 1", "reward, round 2", "member 0", "member 1"):
+        assert label in text
+
+
 def test_training_curves_come_from_the_run_beside_the_artifact(
     tmp_path, evaluation_dir, generator_dir
 ):

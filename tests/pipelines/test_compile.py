@@ -4,10 +4,13 @@ Facts pinned:
 - the YAML is the golden file, byte by byte, under any hash seed;
 - training steps ask for a GPU of the GPU pool and tolerate its taint; secrets are named, not held;
 - the engine's own cache is off everywhere: run folders are the cache;
-- at most 10 parameters, and every stage is a step.
+- at most 10 parameters, and every stage is a step;
+- the second round renders the first's designs, refits the reward and goes on from the first's
+  weights; what is judged and registered is the second's.
 """
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +22,13 @@ from components.__main__ import names as component_names
 from pipelines.__main__ import compile_to, names
 
 ROOT = Path(__file__).parents[2]
-CPU_STEPS = {"build-pairs", "publish-generator", "register", "promote", "report"}
+CPU_STEPS = {"build_pairs", "publish_generator", "register", "promote", "report"}
+TWICE = {"build_triplets", "train_reward", "calibrate_reward", "train_grpo"}
+
+
+def component_of(task):
+    """The component of a task: kfp numbers those that are used again."""
+    return re.sub(r"-\d+$", "", task).replace("-", "_")
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +66,12 @@ def test_training_steps_run_on_the_gpu_pool(documents):
         label.removeprefix("exec-"): (executor["container"], kubernetes[label])
         for label, executor in spec["deploymentSpec"]["executors"].items()
     }
-    assert set(steps) == {name.replace("_", "-") for name in component_names()}
+    assert {component_of(name) for name in steps} == set(component_names())
     for name, (container, cluster) in steps.items():
         secrets = {secret["secretName"] for secret in cluster["secretAsEnv"]}
         assert secrets == {"flowloom-tracking", "flowloom-store"}
         assert {"resourceCpuLimit", "resourceMemoryLimit"} <= set(container["resources"])
-        if name in CPU_STEPS:
+        if component_of(name) in CPU_STEPS:
             assert "accelerator" not in container["resources"]
             assert "nodeSelector" not in cluster
         else:
@@ -79,17 +88,43 @@ def test_the_engine_caches_nothing(documents):
     dags = [spec["root"], *spec["components"].values()]
     tasks = [task for dag in dags for task in dag.get("dag", {}).get("tasks", {}).values()]
     steps = [task for task in tasks if "parameterIterator" not in task]
-    assert len(steps) == len(component_names())
+    assert len(steps) == len(component_names()) + len(TWICE)
     assert all(task["cachingOptions"] == {} for task in steps)
 
 
 def test_reward_members_are_trained_at_the_same_time(documents):
     tasks = documents[0]["root"]["dag"]["tasks"]
-    (loop,) = (task for task in tasks.values() if "parameterIterator" in task)
-    assert loop["parameterIterator"]["items"] == {"inputParameter": "pipelinechannel--members"}
+    loops = [task["parameterIterator"] for task in tasks.values() if "parameterIterator" in task]
+    assert [loop["items"] for loop in loops] == 2 * [{"inputParameter": "pipelinechannel--members"}]
     parameters = documents[0]["root"]["inputDefinitions"]["parameters"]
     assert len(parameters) <= 10
     assert parameters["members"]["defaultValue"] == [0.0, 1.0, 2.0]
+
+
+def test_the_second_round_goes_on_from_the_first(documents):
+    tasks = documents[0]["root"]["dag"]["tasks"]
+    sources = {
+        name: {
+            key: given["taskOutputArtifact"]["producerTask"]
+            for key, given in task["inputs"].get("artifacts", {}).items()
+        }
+        for name, task in tasks.items()
+    }
+    data = {"catalogue": "publish-generator", "pairs": "build-pairs"}
+    assert sources["build-triplets"] == data
+    earlier = {"earlier": "build-triplets", "proposals": "train-grpo"}
+    assert sources["build-triplets-2"] == {**data, **earlier}
+    assert "start" not in sources["train-grpo"]
+    second = {"triplets": "build-triplets-2", "reward": "calibrate-reward-2"}
+    assert sources["calibrate-reward-2"]["triplets"] == second["triplets"]
+    assert sources["calibrate-reward-2"]["members"] == "for-loop-2"
+    assert sources["train-grpo-2"].items() >= {**second, "start": "train-grpo"}.items()
+    for name in ("evaluate", "register"):
+        assert sources[name].items() >= {**second, "adapter": "train-grpo-2"}.items()
+    adapters = {"start": "train-grpo", "adapter": "train-grpo-2"}
+    assert sources["report"].items() >= {"members": "for-loop-2", **adapters}.items()
+    names = {task["taskInfo"]["name"] for task in tasks.values()}
+    assert {"build-triplets", "build-triplets-round-2", "train-grpo-round-2"} <= names
 
 
 @pytest.mark.parametrize("name", names())

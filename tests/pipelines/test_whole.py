@@ -2,7 +2,7 @@
 
 Facts pinned:
 - `python -m pipelines run` ends well, and its turn names a digest for every step;
-- MLflow then has one finished run per step below the run of the turn;
+- MLflow then has one finished run per step, named like it, below the run of the turn;
 - every artifact is in the store;
 - the same command again finds everything and changes nothing.
 """
@@ -19,7 +19,7 @@ from flowloom.lifecycle import registry, tracking, turns, versioning
 from flowloom.runs import home
 
 ROOT = Path(__file__).parents[2]
-NUM_STEPS = 14
+NUM_STEPS = 20
 
 
 def run_smoke():
@@ -48,6 +48,7 @@ def test_a_turn_and_the_same_turn_again():
     client = tracking.connect()
     found = client.search_runs([tracking.experiment(client)])
     assert {run.info.status for run in found} == {"FINISHED"}
+    assert len({run.info.run_name for run in found}) == NUM_STEPS + 1
     (parent,) = (run for run in found if run.data.tags["flowloom.kind"] == "turn")
     children = [run for run in found if run is not parent]
     assert len(children) == NUM_STEPS

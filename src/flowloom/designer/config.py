@@ -200,7 +200,7 @@ class GRPOConfig:
     """Designs rendered at each look, one per prompt."""
     watch_rubric: str = "shapes"
     """What scores them."""
-    num_proposals: int | None = None
+    num_proposals: int | None = 1000
     """Designs of the tuned policy handed on for rendering (`proposals.parquet`); null: none."""
     checkpoint_every: int = 5
     """Steps between checkpoints of an unfinished run."""

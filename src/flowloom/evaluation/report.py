@@ -61,7 +61,8 @@ def report(
         evaluation: What `evaluate` wrote.
         generator: What `tune_generator` wrote.
         decision: `decision.json` of the gate, or the folder that holds it.
-        training: What training stages wrote; metrics of their runs are drawn where they lie beside.
+        training: What training stages wrote, earlier rounds first; metrics of their runs are drawn
+            where they lie beside.
     """
     page = render(
         config,
@@ -232,12 +233,17 @@ def _training(folders: Sequence[Path]) -> list[tuple[str, str]]:
             for number, rows in enumerate(runs.get(stage, ())):
                 for metric, label in metrics.items():
                     points = [(step, rows[step][metric]) for step in rows if metric in rows[step]]
-                    name = label if len(runs[stage]) == 1 else f"{label} {number}"
+                    name = label if len(runs[stage]) == 1 else _numbered(label, stage, number)
                     if len(points) > 1:
                         series[name] = points
             if series:
                 charts.append((title, line_chart(series, "step")))
     return charts
+
+
+def _numbered(label: str, stage: str, number: int) -> str:
+    """Members of an ensemble have numbers; rounds follow one another."""
+    return f"{label} {number}" if stage == "train_reward" else f"{label}, round {number + 1}"
 
 
 def _read_metrics(path: Path) -> dict[int, dict[str, float]]:

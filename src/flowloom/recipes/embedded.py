@@ -51,11 +51,13 @@ def smoke() -> Recipe:
         build_triplets=BuildTripletsConfig(
             prompts=prompts, panel=PanelConfig(num_prompts=(4, 4), num_kept=(3,)),
             random_cells=2, evolved_cells=(1,), evolved_seeds=(1,), calibration_cells=2,
-            calibration_seeds=2,
+            calibration_seeds=2, num_designed=8,
         ),
         train_sft=SFTConfig(prior_steps=6, best_steps=3, batch_size=32, num_samples=20),
         train_reward=RewardConfig(num_steps=20, checkpoint_every=10),
-        train_grpo=GRPOConfig(num_steps=2, prompts_per_step=8, num_minibatches=2),
+        train_grpo=GRPOConfig(
+            num_steps=2, prompts_per_step=8, num_minibatches=2, num_proposals=8
+        ),
         evaluate=EvaluateConfig(
             num_prompts=8, num_seeds=1, num_designs=2, num_unrendered=100, num_resamples=1000,
             num_grid_prompts=4,
