@@ -1,6 +1,6 @@
 """Loops killed with SIGKILL at random moments: does the same command end with the same bytes?
 
-    python -m benchmarks.kill [--kills 10] [--loops train_grpo,...] [--seed 0] [--json]
+    python -m benchmarks.kill [--kills 10] [--loops train_grpo,...] [--seed 0] [--quick] [--json]
 
 Each loop of the recipe `smoke` runs through `flowloom run` with a checkpoint at every step: once
 left alone, then killed at a random step and a random moment in it, and started again. The artifacts
@@ -105,10 +105,13 @@ def main():
     """Print a table, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=10, help="kills of each loop")
+    parser.add_argument("--quick", action="store_true", help="one kill of each loop")
     parser.add_argument("--loops", default=",".join(LOOPS), help="which, with commas between")
     parser.add_argument("--seed", type=int, default=0, help="of steps and moments")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parsed = parser.parse_args()
+    if parsed.quick:
+        parsed.kills = 1
     rng = random.Random(parsed.seed)
     rows = []
     with tempfile.TemporaryDirectory() as home:

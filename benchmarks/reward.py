@@ -1,10 +1,10 @@
 """How well the reward predicts: against a truth of many seeds per cell, on held-out prompts.
 
-    python -m benchmarks.reward --root DIR [--prompts 161] [--seeds 64] [--cells 2000]
-                                [--quick] [--json] --out DIR
+    python -m benchmarks.reward [--root DIR]... [--prompts 161] [--seeds 64] [--cells 2000]
+                                [--quick] [--json] [--out DIR]
 
-`--root` is a folder of `benchmarks.rounds`, or any with `catalogue`, `pairs`, `triplets` and
-`reward` in it; repeated, the truth is rendered once. Cells of a held-out prompt: one workflow of
+`--root` is a folder of `benchmarks.rounds`, by default that of its first seed, or any with
+`catalogue`, `pairs`, `triplets` and `reward` in it; repeated, the truth is rendered once. Cells of a held-out prompt: one workflow of
 the train pairs and two that the data's search would try (of the nearest concept's best, seven in
 ten edited); beside them one workflow that was never trained on. Coverage is of single renders of
 other cells of the same sort. The noise ceiling is what a perfect predictor would reach: the rank
@@ -26,6 +26,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 import torch
 
+from benchmarks.rounds import FIRST_SEED
 from flowloom import recipes
 from flowloom.dataset import triplets
 from flowloom.dataset.cells import Cell, Rendered, Template
@@ -170,7 +171,7 @@ def measure(
 def main() -> None:
     """Print a table for each root; with --json one object as the last line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--root", type=Path, action="append", required=True, help="parts")
+    parser.add_argument("--root", type=Path, action="append", help="folder of parts")
     parser.add_argument("--recipe", default="bench", help="recipe that the data was built with")
     parser.add_argument("--prompts", type=int, default=161, help="held-out prompts, 4 cells each")
     parser.add_argument("--seeds", type=int, default=64, help="seeds of each of these cells")
@@ -180,15 +181,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/reward"), help="keeps renders")
     options = parser.parse_args()
     if options.quick:
-        options.prompts, options.seeds, options.cells = 10, 8, 40
+        options.prompts, options.seeds, options.cells, options.recipe = 10, 8, 40, "smoke"
     torch.set_num_threads(1)
-    first = options.root[0]
+    roots = options.root or [FIRST_SEED]
+    first = roots[0]
     truth = list_cells(first, options.recipe, options.prompts, seed=77)
     single = list_cells(first, options.recipe, -(-options.cells // 4), seed=78)[: options.cells]
     scores_CS = render_cells(first, options.out, "truth", truth, options.seeds)
     single_C = render_cells(first, options.out, "single", single, 1)[:, 0]
     result = {}
-    for root in options.root:
+    for root in roots:
         found = result[str(root)] = measure(root, truth, scores_CS, single, single_C)
         print(f"\n{root}: {found['members']} members")
         for name, row in found.items():

@@ -31,6 +31,9 @@ from flowloom import recipes, stages
 from flowloom.recipes.recipe import Recipe
 from flowloom.runs import write_json
 
+OUT = Path("build/rounds")
+FIRST_SEED = OUT / "seed-0"
+"""Where other benchmarks look for trained parts, unless told otherwise."""
 SHOWN = ("renders", "spearman", "within", "coverage", "reward", "kl", "unique_frac", "seconds")
 
 
@@ -118,7 +121,7 @@ def main() -> None:
     parser.add_argument("--conditioned", type=int, help="levels of score-conditioned SFT")
     parser.add_argument("--quick", action="store_true", help="recipe smoke, one seed, two rounds")
     parser.add_argument("--json", action="store_true", help="one object as the last line")
-    parser.add_argument("--out", type=Path, default=Path("build/rounds"), help="folder of results")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of results")
     options = parser.parse_args()
     if options.quick:
         options.recipe, options.seeds, options.rounds = "smoke", 1, 2
@@ -137,6 +140,7 @@ def main() -> None:
             shown = ", ".join(f"{name} {row[name]:.4g}" for name in SHOWN)
             print(f"seed {seed} round {number}: {shown}", flush=True)
         rounds.link(options.out / f"seed-{seed}")
+    options.out.mkdir(parents=True, exist_ok=True)
     write_json(options.out / "rounds.json", result)
     if options.json:
         print(json.dumps({"rounds": result}))

@@ -151,7 +151,7 @@ class FeatureTable:
                     source = number[value.node]
                     links.append((source, target))
                     bags[source].append(self.row_of_fed.get(step.field, UNKNOWN_ROW))
-                bags[target].append(self._row(step.field, self._token(step, node, workflow)))
+                bags[target].append(self._row(step.field, self.token_of(step, node, workflow)))
         sizes = [len(bag) for bag in bags]
         ends = np.array(links, np.int64).reshape(-1, 2)
         loaded = sorted({row for bag in bags for row in bag} & self.field_of_file_row.keys())
@@ -196,7 +196,7 @@ class FeatureTable:
     def _row(self, field: int, token: int) -> int:
         return self.row_of_pair.get((field, token), UNKNOWN_ROW)
 
-    def _token(self, step: Step, node: Node, workflow: Workflow) -> int:
+    def token_of(self, step: Step, node: Node, workflow: Workflow) -> int:
         """The token that stands for an input; -1 where it has none."""
         if step.name not in node.inputs:
             return voc.NONE_ID
