@@ -4,11 +4,12 @@
                                 [--quick] [--json] [--out DIR]
 
 `--root` is a folder of `benchmarks.rounds`, by default that of its first seed, or any with
-`catalogue`, `pairs`, `triplets` and `reward` in it; repeated, the truth is rendered once. Cells of a held-out prompt: one workflow of
-the train pairs and two that the data's search would try (of the nearest concept's best, seven in
-ten edited); beside them one workflow that was never trained on. Coverage is of single renders of
-other cells of the same sort. The noise ceiling is what a perfect predictor would reach: the rank
-correlation of two halves of the seeds, stepped up to all of them (Spearman and Brown).
+`catalogue`, `pairs`, `triplets` and `reward` in it; repeated, the truth is rendered once. Cells of
+a held-out prompt: one workflow of the train pairs and two that the data's search would try (of the
+nearest concept's best, seven in ten edited); beside them one workflow that was never trained on.
+Coverage is of single renders of other cells of the same sort. The noise ceiling is what a perfect
+predictor would reach: the rank correlation of two halves of the seeds, stepped up to all of them
+(Spearman and Brown).
 """
 
 from __future__ import annotations
