@@ -353,8 +353,8 @@ def _add_run(commands) -> None:
         "stages:run",
         "Run one stage of a recipe",
         "\nInputs that are not given come from the stages before it, which are run first unless "
-        "the same\nrun was finished already: one round of policy optimisation, where a pipeline has "
-        "two.\n`flowloom run STAGE --recipe NAME --dry-run` shows every field.",
+        "the same\nrun was finished already: one round of policy optimisation, where the pipeline "
+        "has two.\n`flowloom run STAGE --recipe NAME --dry-run` shows every field.",
     )
     run.add_argument("stage", metavar="STAGE", help="its name, or 'list'")
     run.add_argument("--recipe", metavar="NAME", default="demo", help="(%(default)s)")
