@@ -85,7 +85,9 @@ def bench() -> Recipe:
         ),
         train_sft=dataclasses.replace(small.train_sft, prior_steps=400, best_steps=200),
         train_reward=dataclasses.replace(small.train_reward, num_steps=800),
-        train_grpo=dataclasses.replace(small.train_grpo, num_steps=200, num_proposals=2000, checkpoint_every=25),
+        train_grpo=dataclasses.replace(
+            small.train_grpo, num_steps=200, num_proposals=2000, checkpoint_every=25
+        ),
         evaluate=dataclasses.replace(
             small.evaluate, num_prompts=350, num_seeds=4, num_unrendered=10_000
         ),
