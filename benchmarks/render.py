@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flowloom.dataset.config import DEMO_KINDS, PriorConfig
+from flowloom.dataset.config import PriorConfig
 from flowloom.dataset.prompts import draw_prompts
 from flowloom.dataset.workflows import base_workflow, draw_workflows, make_grammar
 from flowloom.render import schedules
@@ -91,7 +91,7 @@ def plain_jobs(store: ModelStore, steps: int, count: int) -> list[RenderJob]:
     """One checkpoint, one setting, different prompts and seeds."""
     name = store.catalogue.files_in("checkpoints")[0].name
     template = base_workflow(store.catalogue, name, steps, CFG)
-    specs = draw_prompts("test", count, DEMO_KINDS, 0)
+    specs = draw_prompts("test", count, prompts.KINDS, 0)
     return [RenderJob(template.fill(spec.text, seed=k), str(k)) for k, spec in enumerate(specs)]
 
 
@@ -116,7 +116,7 @@ def mixed_jobs(store: ModelStore, count: int) -> tuple[list[RenderJob], list[str
     prior = PriorConfig()
     flows = draw_workflows(make_grammar(store.catalogue, prior.budget), prior, count, 0)
     flows.sort(key=batch_key)
-    texts = [spec.text for spec in draw_prompts("train", min(count, 240), DEMO_KINDS, 0)]
+    texts = [spec.text for spec in draw_prompts("train", min(count, 240), prompts.KINDS, 0)]
     texts = [texts[k % len(texts)] for k in range(count)]
     jobs = [RenderJob(w.fill(texts[k], seed=k), str(k)) for k, w in enumerate(flows)]
     return jobs, texts

@@ -13,8 +13,11 @@ from flowloom.dataset.pairs import build_pairs
 from flowloom.dataset.triplets import build_triplets
 from flowloom.runs import Run
 
+FOUR_KINDS = ("single", "two", "counting", "colors")
 CONFIG = BuildTripletsConfig(
-    prompts=PromptsConfig(num_train=16, num_calibration=4, num_test=12, num_unrendered=8),
+    prompts=PromptsConfig(
+        kinds=FOUR_KINDS, num_train=16, num_calibration=4, num_test=12, num_unrendered=8
+    ),
     panel=PanelConfig(
         settings=("4/2.0",),
         lora_settings=("4/2.0",),

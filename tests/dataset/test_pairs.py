@@ -27,10 +27,14 @@ from flowloom.runs import Run, folder_entries
 from flowloom.shapes.prompts import parse, wording_of
 from flowloom.workflow import Catalogue, Workflow
 from flowloom.workflow.validation import is_valid
+from tests.dataset.small import FOUR_KINDS
 from tests.render.tiny import flow, write_world
 
 CONFIG = BuildPairsConfig(
-    prompts=PromptsConfig(num_train=19, num_test=12), num_pairs=100, shard_size=60, num_processes=1
+    prompts=PromptsConfig(kinds=FOUR_KINDS, num_train=19, num_test=12),
+    num_pairs=100,
+    shard_size=60,
+    num_processes=1,
 )
 
 

@@ -9,7 +9,6 @@ import pytest
 
 from flowloom.dataset.cells import Cell, Rendered, Template, render_seed
 from flowloom.dataset.config import (
-    DEMO_KINDS,
     BuildTripletsConfig,
     PanelConfig,
     PriorConfig,
@@ -22,10 +21,11 @@ from flowloom.dataset.splits import is_held_out_workflow
 from flowloom.dataset.workflows import draw_workflows, make_grammar
 from flowloom.shapes.prompts import parse
 from flowloom.workflow import Catalogue
+from tests.dataset.small import FOUR_KINDS
 from tests.render.tiny import CHECKPOINTS, flow, write_world
 
 CONFIG = BuildTripletsConfig(
-    prompts=PromptsConfig(num_train=40, num_calibration=8, num_test=8),
+    prompts=PromptsConfig(kinds=FOUR_KINDS, num_train=40, num_calibration=8, num_test=8),
     panel=PanelConfig(
         settings=("4/2.0", "8/3.0"),
         lora_settings=(),
@@ -45,7 +45,7 @@ CONFIG = BuildTripletsConfig(
 def plan(tmp_path_factory):
     world = write_world(tmp_path_factory.mktemp("world"))
     catalogue = Catalogue.load(world / "catalogue.json.gz")
-    specs = draw_prompts("train", 40, DEMO_KINDS, 0)
+    specs = draw_prompts("train", 40, FOUR_KINDS, 0)
     flows = draw_workflows(make_grammar(catalogue, 64), PriorConfig(), 160, 0)
     flows = [Template.of(workflow.canonical(catalogue)) for workflow in flows]
     pairs = {spec.text: flows[4 * k : 4 * k + 4] for k, spec in enumerate(specs)}
@@ -224,6 +224,6 @@ def test_configuration_errors_name_the_field():
     with pytest.raises(
         ValueError, match=r"panel.num_prompts: got 204, expected a sum of at most 40"
     ):
-        BuildTripletsConfig(prompts=PromptsConfig(num_train=40))
+        BuildTripletsConfig(prompts=PromptsConfig(kinds=FOUR_KINDS, num_train=40))
     with pytest.raises(ValueError, match="num_kept: got"):
         dataclasses.replace(PanelConfig(), num_kept=(1,))

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from flowloom.dataset.config import DEMO_KINDS, PromptsConfig
+from flowloom.dataset.config import PromptsConfig
 from flowloom.dataset.prompts import (
     SPLITS,
     concept_of,
@@ -18,11 +18,12 @@ from flowloom.dataset.prompts import (
 )
 from flowloom.shapes.prompts import KINDS, parse, wording_of
 from flowloom.shapes.prompts import split_of as holdout_of
+from tests.dataset.small import FOUR_KINDS
 
 
 @pytest.fixture(scope="module")
 def lists():
-    return {split: draw_prompts(split, 120, DEMO_KINDS, 0) for split in SPLITS}
+    return {split: draw_prompts(split, 120, FOUR_KINDS, 0) for split in SPLITS}
 
 
 def test_no_meaning_leaks_into_another_split(lists):
@@ -39,20 +40,20 @@ def test_no_meaning_leaks_into_another_split(lists):
 def test_lists_are_balanced_different_and_repeatable(lists):
     for split, specs in lists.items():
         assert len({spec.text for spec in specs}) == 120
-        assert Counter(spec.kind for spec in specs[:40]) == dict.fromkeys(DEMO_KINDS, 10)
-        assert [s.text for s in draw_prompts(split, 40, DEMO_KINDS, 0)][:4] == [
+        assert Counter(spec.kind for spec in specs[:40]) == dict.fromkeys(FOUR_KINDS, 10)
+        assert [s.text for s in draw_prompts(split, 40, FOUR_KINDS, 0)][:4] == [
             s.text for s in specs[:4]
         ]
-    other = draw_prompts("train", 120, DEMO_KINDS, 1)
+    other = draw_prompts("train", 120, FOUR_KINDS, 1)
     assert {s.text for s in other} != {s.text for s in lists["train"]}
     assert all(draw_prompts(split, 12, KINDS, 0) for split in SPLITS)
 
 
 def test_unrendered_prompts_are_many_and_of_the_train_split():
-    specs = draw_unrendered(1200, DEMO_KINDS, 0)
+    specs = draw_unrendered(1200, FOUR_KINDS, 0)
     assert len(specs) == 1200
     assert {split_of(spec) for spec in specs} == {"train"}
-    assert Counter(spec.kind for spec in specs) == dict.fromkeys(DEMO_KINDS, 300)
+    assert Counter(spec.kind for spec in specs) == dict.fromkeys(FOUR_KINDS, 300)
     # "single" has fewer wordings than that and repeats them.
     singles = [spec.text for spec in specs if spec.kind == "single"]
     counts = Counter(singles).values()
@@ -71,20 +72,20 @@ def test_errors_name_the_trouble():
     with pytest.raises(ValueError, match=r"of kind 'single' in the split 'test', expected 10000"):
         draw_prompts("test", 10000, ("single",), 0)
     with pytest.raises(ValueError, match="split: got 'dev', expected one of train"):
-        draw_prompts("dev", 1, DEMO_KINDS, 0)
+        draw_prompts("dev", 1, FOUR_KINDS, 0)
     with pytest.raises(ValueError, match="kinds: got 'four', expected one of single"):
         draw_prompts("train", 1, ("four",), 0)
 
 
 def test_held_out_prompts_come_in_both_wordings():
-    specs = draw_held_out(80, DEMO_KINDS, 0)
+    specs = draw_held_out(80, FOUR_KINDS, 0)
     assert {split_of(spec) for spec in specs} == {"test"}
     assert Counter(wording_of(spec.text) for spec in specs) == {"train": 40, "held_out": 40}
-    assert Counter(spec.kind for spec in specs[:8]) == dict.fromkeys(DEMO_KINDS, 2)
-    assert [spec.text for spec in draw_held_out(24, DEMO_KINDS, 0)][:4] == [
+    assert Counter(spec.kind for spec in specs[:8]) == dict.fromkeys(FOUR_KINDS, 2)
+    assert [spec.text for spec in draw_held_out(24, FOUR_KINDS, 0)][:4] == [
         spec.text for spec in specs[:4]
     ]
-    assert draw_held_out(0, DEMO_KINDS, 0) == []
+    assert draw_held_out(0, FOUR_KINDS, 0) == []
 
 
 def test_a_persons_prompts_are_split_by_what_they_say(tmp_path):

@@ -232,13 +232,35 @@ def test_a_text_combined_with_itself_counts_twice_and_costs_once(engine, model):
     assert flops == 8 * call_flops(model)
 
 
-def test_blow_up_is_refused(engine):
-    def write(sheet, a, b):
-        for _ in range(12):
-            b = sheet("ConditioningConcat", conditioning_to=b, conditioning_from=b)[0]
-        return b
+def test_doubled_again_and_again_a_text_is_counted(engine, monkeypatch):
+    def doubled(number):
+        def write(sheet, a, b):
+            for _ in range(number):
+                b = sheet("ConditioningConcat", conditioning_to=b, conditioning_from=b)[0]
+            return sheet("ConditioningConcat", conditioning_to=b, conditioning_from=a)[0]
 
-    with pytest.raises(
-        ValueError, match=r"\(ConditioningConcat\): conditioning: got \d+ t.* at most"
-    ):
-        rendered(engine, write)
+        return write
+
+    written_out, _ = rendered(engine, doubled(4))
+    # The same with a limit that it passes: counted, it is the same picture and costs less.
+    monkeypatch.setattr(conditioning, "MAX_TOKENS", 40)
+    counted, flops = rendered(engine, doubled(4))
+    np.testing.assert_allclose(counted, written_out, atol=TOLERANCE)
+    plain, _ = rendered(engine, doubled(0))
+    assert np.abs(written_out - plain).max() > 10 * TOLERANCE
+    monkeypatch.undo()
+    much, many_flops = rendered(engine, doubled(30))
+    assert np.isfinite(much).all()
+    assert many_flops == flops
+
+    def mixed(sheet, a, b):
+        long = doubled(12)(sheet, a, b)
+        return sheet(
+            "ConditioningAverage",
+            conditioning_to=long,
+            conditioning_from=a,
+            conditioning_to_strength=0.5,
+        )[0]
+
+    with pytest.raises(ValueError, match=r"\(ConditioningAverage\): conditioning: got a text of"):
+        rendered(engine, mixed)

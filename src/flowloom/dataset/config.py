@@ -8,8 +8,7 @@ from typing import Literal
 
 from flowloom.config import check
 from flowloom.runs import input_digest
-
-DEMO_KINDS = ("single", "two", "counting", "colors")
+from flowloom.shapes.prompts import KINDS
 
 
 def digest_of(name: str, path: str | None) -> str | None:
@@ -40,13 +39,13 @@ def check_part(part: str) -> tuple[int, int]:
 class PromptsConfig:
     """Prompt lists; splits are made by meaning, so no wording of a test prompt is trained on."""
 
-    kinds: tuple[str, ...] = DEMO_KINDS
+    kinds: tuple[str, ...] = KINDS
     """Kinds of prompts, each as often as the others."""
-    num_train: int = 480
+    num_train: int = 560
     """Prompts of the train split."""
-    num_calibration: int = 80
+    num_calibration: int = 84
     """Prompts of the calibration split."""
-    num_test: int = 320
+    num_test: int = 350
     """Held-out prompts in `prompts.json`, for evaluation."""
     num_unrendered: int = 2000
     """Train prompts in `unrendered_prompts.json`, for policy optimisation: a policy that sees the

@@ -23,7 +23,7 @@ from flowloom.shapes.prompts import KINDS
 def demo() -> Recipe:
     """The whole loop on 2 CPU cores in under ten minutes; the other stages' defaults are its scale.
 
-    FDFO tunes the base for two kinds of prompts: on all four at once its few minutes buy little,
+    FDFO tunes the base for two kinds of prompts: on all seven at once its few minutes buy little,
     since it strengthens what the base sometimes draws, and pairs and counts it hardly ever does.
     """
     return Recipe(
@@ -31,7 +31,7 @@ def demo() -> Recipe:
             prompts=TunedPromptsConfig(kinds=("single", "colors")),
             card="the base tuned by FDFO for single objects, with or without a colour",
         ),
-        # A kind has 48 prompts here, and its mean a standard error of about .05.
+        # A kind has 27 prompts here, and its mean a standard error of about .06.
         promote=GateConfig(max_kind_drop=0.1),
     )
 

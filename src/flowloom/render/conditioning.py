@@ -4,6 +4,9 @@ A sampler calls the model on every text that is active and takes the mean of wha
 `combine` costs one call more per step, while `concat` and `average` make one text of two. A text
 that is combined with itself is called once and counts twice.
 
+A text that is joined to itself again and again doubles each time. Attention does not ask where a
+token stands, so beyond `MAX_TOKENS` equal tokens are kept once with their number.
+
 Shapes: n tokens of a text without padding, D = width, E texts, L the longest of them.
 """
 
@@ -20,7 +23,9 @@ from flowloom.shapes import prompts
 from flowloom.shapes.model import Conditioning, ShapesModel
 
 MAX_TEXTS = 64
-"""Texts that one CONDITIONING may hold, and that may be joined into one."""
+"""Texts that one CONDITIONING may hold."""
+MAX_TOKENS = MAX_TEXTS * prompts.MAX_TOKENS
+"""Tokens that a text may have; a longer one is counted."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,6 +44,8 @@ class Text:
     """Share of the sampling range until which it takes part."""
     times: int = 1
     """How often it counts in the mean."""
+    counts_n: Tensor | None = None
+    """How often each token stands in it; None: once."""
 
     @property
     def is_bounded(self) -> bool:
@@ -91,22 +98,33 @@ def concat(to: Texts, other: Texts) -> Texts:
     """The first of the other's texts behind each text; pooled vector and times stay.
 
     Raises:
-        ValueError: A text would be longer than `MAX_TEXTS` encoded ones, or widths differ.
+        ValueError: A text would have more than `MAX_TOKENS` different tokens, or widths differ.
     """
     end = _first(to, other)
-    longest = max(len(text.tokens_nD) + len(end.tokens_nD) for text in to)
-    if longest > MAX_TEXTS * prompts.MAX_TOKENS:
-        raise ValueError(
-            f"conditioning: got {longest} tokens, expected at most {MAX_TEXTS * prompts.MAX_TOKENS}"
-        )
-    return tuple(
-        dataclasses.replace(
-            text,
-            tokens_nD=torch.cat([text.tokens_nD, end.tokens_nD]),
-            num_slots=text.num_slots + end.num_slots,
-        )
-        for text in to
-    )
+    return tuple(_joined(text, end) for text in to)
+
+
+def _joined(text: Text, end: Text) -> Text:
+    tokens_nD = torch.cat([text.tokens_nD, end.tokens_nD])
+    slots, counts_n = text.num_slots + end.num_slots, None
+    counted = text.counts_n is not None or end.counts_n is not None
+    if counted or len(tokens_nD) > MAX_TOKENS:
+        several = torch.cat([_counts(text), _counts(end)])
+        tokens_nD, place = torch.unique(tokens_nD, dim=0, return_inverse=True)
+        counts_n = several.new_zeros(len(tokens_nD)).index_add_(0, place, several)
+        if len(tokens_nD) > MAX_TOKENS:
+            raise ValueError(
+                f"conditioning: got {len(tokens_nD)} different tokens, expected <= {MAX_TOKENS}"
+            )
+        slots = -(-len(tokens_nD) // prompts.MAX_TOKENS) * prompts.MAX_TOKENS
+    return dataclasses.replace(text, tokens_nD=tokens_nD, num_slots=slots, counts_n=counts_n)
+
+
+def _counts(text: Text) -> Tensor:
+    # In double precision, which holds what any chain of doublings comes to.
+    if text.counts_n is None:
+        return torch.ones(len(text.tokens_nD), dtype=torch.double)
+    return text.counts_n
 
 
 def average(to: Texts, other: Texts, weight: float) -> Texts:
@@ -115,11 +133,13 @@ def average(to: Texts, other: Texts, weight: float) -> Texts:
     The shorter is padded with zeros; a text of weight 0 leaves no tokens behind.
 
     Raises:
-        ValueError: Widths differ.
+        ValueError: Widths differ, or a text has tokens that are counted: they have no places.
     """
     end = _first(to, other)
     if weight == 1:
         return to
+    if weight != 0 and any(text.counts_n is not None for text in (end, *to)):
+        raise ValueError(f"conditioning: got a text of more than {MAX_TOKENS} tokens to average")
     mixed = []
     for text in to:
         tokens_nD, pooled_D, slots = end.tokens_nD, end.pooled_D, end.num_slots
@@ -130,7 +150,13 @@ def average(to: Texts, other: Texts, weight: float) -> Texts:
             pooled_D = torch.lerp(pooled_D, text.pooled_D, weight)
             slots = max(slots, text.num_slots)
         mixed.append(
-            dataclasses.replace(text, tokens_nD=tokens_nD, pooled_D=pooled_D, num_slots=slots)
+            dataclasses.replace(
+                text,
+                tokens_nD=tokens_nD,
+                pooled_D=pooled_D,
+                num_slots=slots,
+                counts_n=end.counts_n if weight == 0 else None,
+            )
         )
     return tuple(mixed)
 
@@ -159,9 +185,13 @@ def stack(texts: Sequence[Text]) -> Conditioning:
     """
     length = max(text.num_slots for text in texts)
     lengths_E = torch.tensor([len(text.tokens_nD) for text in texts])
+    mask_EL = torch.arange(length) < lengths_E[:, None]
+    if any(text.counts_n is not None for text in texts):
+        counts = [_counts(text) for text in texts]
+        mask_EL = torch.stack([F.pad(row, (0, length - len(row))) for row in counts])
     return Conditioning(
         torch.stack([_lengthen(text.tokens_nD, length) for text in texts]),
-        torch.arange(length) < lengths_E[:, None],
+        mask_EL,
         torch.stack([text.pooled_D for text in texts]),
     )
 

@@ -63,7 +63,7 @@ class Conditioning:
     tokens_BLD: Tensor
     """One vector per text token."""
     mask_BL: Tensor
-    """True where a token is text and not padding."""
+    """True where a token is text and not padding; or how often it stands in the text."""
     pooled_BD: Tensor
     """One vector per text."""
 
@@ -182,7 +182,12 @@ class TextEncoder(nn.Module):
 
 
 def _key_bias(mask_BM: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive attention bias `[B, 1, 1, M]`: 0 on keys to see, -1e4 on padding."""
+    """Additive attention bias `[B, 1, 1, M]`: 0 on keys to see, -1e4 on padding.
+
+    A key that stands there n times has log n: softmax then gives it the weight of n keys.
+    """
+    if mask_BM.dtype != torch.bool:
+        return mask_BM.log().clamp(min=-1e4).to(dtype)[:, None, None, :]
     return (~mask_BM).to(dtype)[:, None, None, :] * -1e4
 
 
