@@ -309,3 +309,13 @@ def test_loss_that_is_not_finite_names_the_step(world, tmp_path):
     config = dataclasses.replace(CONFIG, lr=1e30, warmup_steps=0, num_steps=30)
     with pytest.raises(FloatingPointError, match="at step"):
         train(world, tmp_path / "run", config)
+
+
+def test_a_member_of_another_version_is_named(world, trained, tmp_path):
+    for path in trained[1].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    record = json.loads((tmp_path / "member-1.json").read_text())
+    del record["num_facts"]
+    (tmp_path / "member-1.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"member-1\.json: got no num_facts"):
+        Ensemble.load(tmp_path)

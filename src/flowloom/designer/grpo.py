@@ -17,6 +17,7 @@ process samples and learns from some of the B rows; rewards are known to all.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Sequence
@@ -49,6 +50,9 @@ from flowloom.reward.ensemble import Ensemble
 from flowloom.runs import Run, write_state
 from flowloom.workflow import Catalogue, Grammar, Vocabulary, decode
 
+LATER_ROUND = 1 << 20
+"""Added to the seed of a run that goes on from another: other prompts, other noise."""
+
 
 def train_grpo(
     config: GRPOConfig, run: Run, *, catalogue: Path, triplets: Path, designer: Path, reward: Path,
@@ -74,6 +78,8 @@ def train_grpo(
             the step.
     """
     torch.set_num_threads(config.num_threads)
+    if start is not None:
+        config = dataclasses.replace(config, seed=config.seed + LATER_ROUND)
     processes = Processes()
     G, num_groups = config.designs_per_prompt, config.prompts_per_step
     groups_P = own_groups(config, processes.num, processes.rank)

@@ -290,8 +290,18 @@ def encode_prompts(
 
 
 def load_member(folder: Path, name: str, num_words: int) -> Network:
-    """Read `<name>.safetensors` and `<name>.json` of a folder; evaluation mode, no gradients."""
+    """Read `<name>.safetensors` and `<name>.json` of a folder; evaluation mode, no gradients.
+
+    Raises:
+        ValueError: It was written by a version with other members.
+    """
     record = json.loads((folder / f"{name}.json").read_text())
+    missing = [key for key in ("network", "num_rows", "num_facts") if key not in record]
+    if missing:
+        raise ValueError(
+            f"{folder / name}.json: got no {missing[0]}, expected a member of this version; "
+            "train_reward writes them"
+        )
     config = override(NetworkConfig(), record["network"])
     network = Network(config, num_words, record["num_rows"], record["num_facts"])
     network.load_state_dict(safetensors.torch.load_file(folder / f"{name}.safetensors"))
