@@ -232,35 +232,49 @@ def test_a_text_combined_with_itself_counts_twice_and_costs_once(engine, model):
     assert flops == 8 * call_flops(model)
 
 
-def test_doubled_again_and_again_a_text_is_counted(engine, monkeypatch):
-    def doubled(number):
-        def write(sheet, a, b):
-            for _ in range(number):
-                b = sheet("ConditioningConcat", conditioning_to=b, conditioning_from=b)[0]
-            return sheet("ConditioningConcat", conditioning_to=b, conditioning_from=a)[0]
+def doubled(number, averaged=False):
+    """A text joined to itself, then to another one; and averaged with that one."""
 
-        return write
+    def write(sheet, a, b):
+        for _ in range(number):
+            b = sheet("ConditioningConcat", conditioning_to=b, conditioning_from=b)[0]
+        b = sheet("ConditioningConcat", conditioning_to=b, conditioning_from=a)[0]
+        if not averaged:
+            return b
+        return sheet(
+            "ConditioningAverage",
+            conditioning_to=b,
+            conditioning_from=a,
+            conditioning_to_strength=0.75,
+        )[0]
 
-    written_out, _ = rendered(engine, doubled(4))
-    # The same with a limit that it passes: counted, it is the same picture and costs less.
+    return write
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_doubled_again_and_again_a_text_is_counted(engine, monkeypatch, averaged):
+    written_out, _ = rendered(engine, doubled(4, averaged))
+    # The same with a limit that it passes: counted, it is the same picture.
     monkeypatch.setattr(conditioning, "MAX_TOKENS", 40)
-    counted, flops = rendered(engine, doubled(4))
+    counted, _ = rendered(engine, doubled(4, averaged))
     np.testing.assert_allclose(counted, written_out, atol=TOLERANCE)
-    plain, _ = rendered(engine, doubled(0))
+    plain, _ = rendered(engine, doubled(0, averaged))
     assert np.abs(written_out - plain).max() > 10 * TOLERANCE
     monkeypatch.undo()
-    much, many_flops = rendered(engine, doubled(30))
+    much, flops = rendered(engine, doubled(30, averaged))
     assert np.isfinite(much).all()
-    assert many_flops == flops
+    assert flops == rendered(engine, doubled(20, averaged))[1]
 
-    def mixed(sheet, a, b):
-        long = doubled(12)(sheet, a, b)
+
+def test_two_counted_texts_have_no_average(engine):
+    def write(sheet, a, b):
+        long, other = doubled(12)(sheet, a, b), doubled(12)(sheet, b, a)
         return sheet(
             "ConditioningAverage",
             conditioning_to=long,
-            conditioning_from=a,
+            conditioning_from=other,
             conditioning_to_strength=0.5,
         )[0]
 
-    with pytest.raises(ValueError, match=r"\(ConditioningAverage\): conditioning: got a text of"):
-        rendered(engine, mixed)
+    with pytest.raises(ValueError, match=r"\(ConditioningAverage\): conditioning: got two texts"):
+        rendered(engine, write)

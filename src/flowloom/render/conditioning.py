@@ -5,7 +5,8 @@ A sampler calls the model on every text that is active and takes the mean of wha
 that is combined with itself is called once and counts twice.
 
 A text that is joined to itself again and again doubles each time. Attention does not ask where a
-token stands, so beyond `MAX_TOKENS` equal tokens are kept once with their number.
+token stands, so what stands behind `MAX_TOKENS` is kept once for each different token, with its
+number; the places before are known, for a text that is averaged with it.
 
 Shapes: n tokens of a text without padding, D = width, E texts, L the longest of them.
 """
@@ -25,7 +26,7 @@ from flowloom.shapes.model import Conditioning, ShapesModel
 MAX_TEXTS = 64
 """Texts that one CONDITIONING may hold."""
 MAX_TOKENS = MAX_TEXTS * prompts.MAX_TOKENS
-"""Tokens that a text may have; a longer one is counted."""
+"""Tokens of a text that are kept in order; those behind them are counted."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,8 +45,10 @@ class Text:
     """Share of the sampling range until which it takes part."""
     times: int = 1
     """How often it counts in the mean."""
-    counts_n: Tensor | None = None
-    """How often each token stands in it; None: once."""
+    tail_mD: Tensor | None = None
+    """The different tokens behind the first `MAX_TOKENS`; None: there are none."""
+    counts_m: Tensor | None = None
+    """How often each of these stands there."""
 
     @property
     def is_bounded(self) -> bool:
@@ -98,33 +101,57 @@ def concat(to: Texts, other: Texts) -> Texts:
     """The first of the other's texts behind each text; pooled vector and times stay.
 
     Raises:
-        ValueError: A text would have more than `MAX_TOKENS` different tokens, or widths differ.
+        ValueError: Too many different tokens behind the first, or widths differ.
     """
     end = _first(to, other)
     return tuple(_joined(text, end) for text in to)
 
 
 def _joined(text: Text, end: Text) -> Text:
-    tokens_nD = torch.cat([text.tokens_nD, end.tokens_nD])
-    slots, counts_n = text.num_slots + end.num_slots, None
-    counted = text.counts_n is not None or end.counts_n is not None
-    if counted or len(tokens_nD) > MAX_TOKENS:
-        several = torch.cat([_counts(text), _counts(end)])
-        tokens_nD, place = torch.unique(tokens_nD, dim=0, return_inverse=True)
-        counts_n = several.new_zeros(len(tokens_nD)).index_add_(0, place, several)
-        if len(tokens_nD) > MAX_TOKENS:
-            raise ValueError(
-                f"conditioning: got {len(tokens_nD)} different tokens, expected <= {MAX_TOKENS}"
-            )
-        slots = -(-len(tokens_nD) // prompts.MAX_TOKENS) * prompts.MAX_TOKENS
-    return dataclasses.replace(text, tokens_nD=tokens_nD, num_slots=slots, counts_n=counts_n)
+    ordered_nD, behind = text.tokens_nD, [*_tail(text)]
+    if not behind:
+        ordered_nD = torch.cat([text.tokens_nD, end.tokens_nD])
+        ordered_nD, rest_nD = ordered_nD[:MAX_TOKENS], ordered_nD[MAX_TOKENS:]
+        behind += _counted(rest_nD)
+    else:
+        behind += _counted(end.tokens_nD)
+    behind += _tail(end)
+    if not behind:
+        slots = text.num_slots + end.num_slots
+        return dataclasses.replace(text, tokens_nD=ordered_nD, num_slots=slots)
+    tail_mD, counts_m = _merged(behind)
+    if len(tail_mD) > MAX_TOKENS:
+        raise ValueError(
+            f"conditioning: got {len(tail_mD)} different tokens, expected at most {MAX_TOKENS}"
+        )
+    return dataclasses.replace(
+        text,
+        tokens_nD=ordered_nD,
+        num_slots=MAX_TOKENS + len(tail_mD),
+        tail_mD=tail_mD,
+        counts_m=counts_m,
+    )
 
 
-def _counts(text: Text) -> Tensor:
+def _counted(tokens_nD: Tensor) -> list[tuple[Tensor, Tensor]]:
     # In double precision, which holds what any chain of doublings comes to.
-    if text.counts_n is None:
-        return torch.ones(len(text.tokens_nD), dtype=torch.double)
-    return text.counts_n
+    ones_n = torch.ones(len(tokens_nD), dtype=torch.double)
+    return [(tokens_nD, ones_n)] if len(tokens_nD) else []
+
+
+def _tail(text: Text) -> list[tuple[Tensor, Tensor]]:
+    if text.tail_mD is None or text.counts_m is None:
+        return []
+    return [(text.tail_mD, text.counts_m)]
+
+
+def _merged(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """The different tokens of all parts, and how often each stands in them together."""
+    tokens_mD, place = torch.unique(
+        torch.cat([tokens for tokens, _ in parts]), dim=0, return_inverse=True
+    )
+    several = torch.cat([counts for _, counts in parts])
+    return tokens_mD, several.new_zeros(len(tokens_mD)).index_add_(0, place, several)
 
 
 def average(to: Texts, other: Texts, weight: float) -> Texts:
@@ -133,29 +160,33 @@ def average(to: Texts, other: Texts, weight: float) -> Texts:
     The shorter is padded with zeros; a text of weight 0 leaves no tokens behind.
 
     Raises:
-        ValueError: Widths differ, or a text has tokens that are counted: they have no places.
+        ValueError: Widths differ, or both have tokens that are counted: these have no places.
     """
     end = _first(to, other)
     if weight == 1:
         return to
-    if weight != 0 and any(text.counts_n is not None for text in (end, *to)):
-        raise ValueError(f"conditioning: got a text of more than {MAX_TOKENS} tokens to average")
     mixed = []
     for text in to:
-        tokens_nD, pooled_D, slots = end.tokens_nD, end.pooled_D, end.num_slots
-        if weight != 0:
-            length = max(len(text.tokens_nD), len(tokens_nD))
-            longer, other_longer = _lengthen(text.tokens_nD, length), _lengthen(tokens_nD, length)
-            tokens_nD = torch.lerp(other_longer, longer, weight)
-            pooled_D = torch.lerp(pooled_D, text.pooled_D, weight)
-            slots = max(slots, text.num_slots)
+        if weight == 0:
+            mixed.append(dataclasses.replace(end, start=text.start, end=text.end, times=text.times))
+            continue
+        if text.tail_mD is not None and end.tail_mD is not None:
+            raise ValueError(
+                f"conditioning: got two texts of more than {MAX_TOKENS} tokens, "
+                "expected at most one in an average"
+            )
+        length = max(len(text.tokens_nD), len(end.tokens_nD))
+        tokens_nD = _lengthen(text.tokens_nD, length)
+        other_nD = _lengthen(end.tokens_nD, length)
+        long, share = (text, weight) if text.tail_mD is not None else (end, 1 - weight)
         mixed.append(
             dataclasses.replace(
                 text,
-                tokens_nD=tokens_nD,
-                pooled_D=pooled_D,
-                num_slots=slots,
-                counts_n=end.counts_n if weight == 0 else None,
+                tokens_nD=torch.lerp(other_nD, tokens_nD, weight),
+                pooled_D=torch.lerp(end.pooled_D, text.pooled_D, weight),
+                num_slots=max(end.num_slots, text.num_slots),
+                tail_mD=None if long.tail_mD is None else share * long.tail_mD,
+                counts_m=long.counts_m,
             )
         )
     return tuple(mixed)
@@ -168,6 +199,7 @@ def zero_out(texts: Texts) -> Texts:
             text,
             tokens_nD=torch.zeros_like(text.tokens_nD),
             pooled_D=torch.zeros_like(text.pooled_D),
+            tail_mD=None if text.tail_mD is None else torch.zeros_like(text.tail_mD),
         )
         for text in texts
     )
@@ -183,14 +215,18 @@ def stack(texts: Sequence[Text]) -> Conditioning:
 
     The length does not depend on the words, and sums of attention round alike at equal lengths.
     """
+    tokens = [text.tokens_nD for text in texts]
     length = max(text.num_slots for text in texts)
-    lengths_E = torch.tensor([len(text.tokens_nD) for text in texts])
+    lengths_E = torch.tensor([len(row) for row in tokens])
     mask_EL = torch.arange(length) < lengths_E[:, None]
-    if any(text.counts_n is not None for text in texts):
-        counts = [_counts(text) for text in texts]
+    if any(text.tail_mD is not None for text in texts):
+        # Counted as a whole, which leaves few: what is charged for is what is written out.
+        counted = [_merged([*_counted(text.tokens_nD), *_tail(text)]) for text in texts]
+        tokens, counts = [row for row, _ in counted], [row for _, row in counted]
+        length = max(map(len, tokens))
         mask_EL = torch.stack([F.pad(row, (0, length - len(row))) for row in counts])
     return Conditioning(
-        torch.stack([_lengthen(text.tokens_nD, length) for text in texts]),
+        torch.stack([_lengthen(row, length) for row in tokens]),
         mask_EL,
         torch.stack([text.pooled_D for text in texts]),
     )
