@@ -54,8 +54,11 @@ def describe(workflow: Workflow) -> Description:
             strength = values.get("strength_model", 1.0)
             loras.append(f"{stem(str(values['lora_name']))} {_number(strength)}")
         elif "steps" in values:
-            text = f"{values['steps']} steps, cfg {_number(values.get('cfg'))}"
-            text += f", {values.get('sampler_name', '')} {values.get('scheduler', '')}".rstrip()
+            said = [f"{values['steps']} steps"]
+            if "cfg" in values:
+                said.append(f"cfg {_number(values['cfg'])}")
+            names = [values[name] for name in ("sampler_name", "scheduler") if name in values]
+            text = ", ".join([*said, " ".join(names)] if names else said)
             denoise = values.get("denoise", 1.0)
             sampling.append(text if denoise == 1.0 else f"{text}, denoise {_number(denoise)}")
         elif node.class_type not in _IGNORED:
