@@ -57,7 +57,7 @@ def describe(workflow: Workflow) -> Description:
             said = [f"{values['steps']} steps"]
             if "cfg" in values:
                 said.append(f"cfg {_number(values['cfg'])}")
-            names = [values[name] for name in ("sampler_name", "scheduler") if name in values]
+            names = [str(values[name]) for name in ("sampler_name", "scheduler") if name in values]
             text = ", ".join([*said, " ".join(names)] if names else said)
             denoise = values.get("denoise", 1.0)
             sampling.append(text if denoise == 1.0 else f"{text}, denoise {_number(denoise)}")
