@@ -5,7 +5,7 @@ public. Ours:
 1. each render is a row of its own, so a cell with more seeds weighs more, as it should: its mean is
    better known;
 2. a workflow is one vector per node, not one per token; 3. the logit is the weighted mean of an
-   additive model, solved in one go on prompts drawn with replacement (`additive`), and of a network
+   additive model, solved in one go (`additive`; on a bootstrap if asked), and of a network
    on top of which file suits which word; 4. the loss is the cross entropy of scores scaled to
    [0, 1]; 5. each prompt is encoded once per group of its rows, and groups of like size share a
    batch.
