@@ -23,8 +23,7 @@ from flowloom.dataset.tables import read_table
 from flowloom.workflow import Catalogue, Workflow
 
 PROPOSALS_FILE = "proposals.parquet"
-"""Designs to choose from; columns as in `PROPOSAL_COLUMNS`."""
-PROPOSAL_COLUMNS = ("prompt", "split", "workflow", "fingerprint", "spread")
+"""Designs to choose from, with prompt, split, workflow, fingerprint and spread at least."""
 ORIGIN = "designed"
 
 
