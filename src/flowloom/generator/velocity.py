@@ -1,4 +1,4 @@
-"""What FDFO needs of a generator: its velocity. An exact one, and that of a shapes checkpoint.
+"""What tuning needs of a generator: its velocity. Exact ones, and that of a shapes checkpoint.
 
 Convention: x_t = (1 - t) x0 + t eps, v = eps - x0, t = 1 is noise.
 
@@ -7,7 +7,7 @@ Shapes: B rows, C channels, H x W pixels, D = C * H * W.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -22,6 +22,47 @@ class Velocity(Protocol):
 
     def velocity(self, x_BCHW: Tensor, t_B: Tensor, prompts: Sequence[str]) -> Tensor:
         """v(x, t | prompt), like `x_BCHW`."""
+        ...
+
+
+class Generator(Velocity, Protocol):
+    """What the loop tunes: a pretrained flow whose velocity has parameters to train.
+
+    States x are pictures in the shapes world and latents of an autoencoder elsewhere.
+    """
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of x, without batch: (3, 32, 32), or latents (16, 64, 64)."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where x and t are expected."""
+        ...
+
+    def base_velocity(self, x_BCHW: Tensor, t_B: Tensor, prompts: Sequence[str]) -> Tensor:
+        """The velocity before tuning, guided alike; without gradients."""
+        ...
+
+    def decode(self, x_BCHW: Tensor) -> Tensor:
+        """Pictures `[B, 3, H, W]` in [-1, 1], float32 on the CPU, not clamped; no gradients."""
+        ...
+
+    def with_guidance(self, guidance: float | None) -> Generator:
+        """The same generator, sharing its weights, with another guidance scale; None: without."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """What is tuned."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The tuned tensors by name."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state_dict` returned."""
         ...
 
 
@@ -42,6 +83,33 @@ class GaussianFlow:
         gain = (1 - t) * self.variance_CHW / ((1 - t) ** 2 * self.variance_CHW + t**2)
         clean_BCHW = self.mean_CHW + gain * (x_BCHW - (1 - t) * self.mean_CHW)
         return (x_BCHW - clean_BCHW) / t
+
+
+class MixtureFlow:
+    """The exact velocity of a mixture of Gaussians N(mean_k, variance_k), variance per element.
+
+    x_t of component k is N((1 - t) mean_k, (1 - t)^2 variance_k + t^2); with r_k(x, t) the share of
+    component k in the density at x, E[x0 | x_t] = sum_k r_k E[x0 | x_t, k], the latter as in
+    `GaussianFlow`, and v = (x_t - E[x0 | x_t]) / t.
+    """
+
+    def __init__(self, means_KCHW: Tensor, variances_KCHW: Tensor, weights_K: Tensor):
+        """Take means, variances and weights of the K components; the weights sum to 1."""
+        self.means_KCHW, self.variances_KCHW = means_KCHW, variances_KCHW
+        self.weights_K = weights_K
+
+    def velocity(self, x_BCHW: Tensor, t_B: Tensor, prompts: Sequence[str]) -> Tensor:
+        """The exact velocity; prompts do not matter."""
+        t = t_B[:, None, None, None, None]
+        spread_BKCHW = (1 - t) ** 2 * self.variances_KCHW + t**2
+        away_BKCHW = x_BCHW[:, None] - (1 - t) * self.means_KCHW
+        log_density_BK = (
+            -(away_BKCHW.square() / spread_BKCHW + spread_BKCHW.log()).flatten(2).sum(2)
+        )
+        share_BK = (self.weights_K.log() + log_density_BK / 2).softmax(1)
+        clean_BKCHW = self.means_KCHW + (1 - t) * self.variances_KCHW / spread_BKCHW * away_BKCHW
+        clean_BCHW = (share_BK[:, :, None, None, None] * clean_BKCHW).sum(1)
+        return (x_BCHW - clean_BCHW) / t_B[:, None, None, None]
 
 
 class ShapesFlow:
