@@ -1,12 +1,18 @@
-"""Scores as rubrics: named terms in [0, 1], each with a weight, and the breakdown beside the total.
+"""Scores as rubrics: named terms with ranges and weights, and the breakdown beside the total.
 
-    score = product of required terms  *  (1 - sum_i w_i (1 - s_i)) over the others
+A term's raw value x counts as s = (x - low) / (high - low). There are two kinds of rubric:
 
-A term without a weight is required: the score is 0 where it is. A term with weight w takes up to
-the share w away. Where nothing is required and the weights sum to 1, the score is their weighted
-mean. The score is in [0, 1]; `flowloom.score.standard` has it in units of a dataset's spread.
+    product: score = product of required terms  *  (1 - sum_i w_i (1 - s_i)) over the others
+    sum:     score = sum_i w_i s_i
 
-To add a scorer, write one function in `flowloom.score.scorers` and name it in one `Term`.
+In a product every x lies in [low, high]. A term without a weight is required: the score is 0 where
+it is. A term with weight w takes up to the share w away. Where nothing is required and the weights
+sum to 1, the score is their weighted mean. The score is in [0, 1]. In a sum any finite x will do,
+and so the score is any finite number. `flowloom.score.standard` has scores in units of a dataset's
+spread.
+
+To add a scorer, write one function in `flowloom.score.scorers` and name it in one `Term`; those
+with a model are put together by `flowloom.score.config.build_rubric`.
 """
 
 from __future__ import annotations
@@ -14,8 +20,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -39,11 +47,19 @@ class Term:
     name: str
     """Its column in the breakdown: lower-case letters, digits, _."""
     scorer: Scorer
-    """Gives values in [0, 1]."""
+    """Gives one finite raw value a picture. What has a method `close` is closed with the rubric."""
     weight: float | None = None
-    """Share of the score it can take away; None: required, it multiplies."""
+    """Share of a product's score it can take away, or its factor in a sum; None: required, it
+    multiplies."""
     needs_cost: bool = False
     """Whether it means nothing where the counted cost is not known."""
+    low: float = 0.0
+    """Raw value that counts 0."""
+    high: float = 1.0
+    """Raw value that counts 1; below `low` where less is better."""
+    native: bool = True
+    """Whether its pictures are one tensor at the shapes world's 32 x 32; else they come as they
+    are, each `[3, H, W]`."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -53,6 +69,13 @@ class Term:
         if self.weight is not None:
             # Also false for NaN.
             check(0 < self.weight <= 1, f"term {self.name}.weight", self.weight, "in (0, 1]")
+        ends = (self.low, self.high)
+        apart = all(map(math.isfinite, ends)) and self.low != self.high
+        check(apart, f"term {self.name}.low, high", ends, "two different finite numbers")
+
+    def standardised(self, raw_B: np.ndarray) -> np.ndarray:
+        """(x - low) / (high - low)."""
+        return (raw_B - self.low) / (self.high - self.low)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +88,10 @@ class Rubric:
     """Its parts."""
     batch_size: int = 32
     """Pictures scored at once; changes no score."""
+    kind: Literal["product", "sum"] = "product"
+    """How the terms make the score; see the head of this file."""
+    timeout_s: float | None = None
+    """Seconds that a term may take for a batch, first loading included; None: any time."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -72,8 +99,15 @@ class Rubric:
         twice = [name for name, n in Counter(t.name for t in self.terms).items() if n > 1]
         check(not twice, "terms", twice, "different names")
         weights = [term.weight for term in self.terms if term.weight is not None]
-        check(sum(weights) <= 1 + 1e-9, "terms.weight", weights, "weights with a sum of at most 1")
+        if self.kind == "sum":
+            without = [term.name for term in self.terms if term.weight is None]
+            check(not without, "terms", without, "a weight for every term of a sum")
+        else:
+            fine = sum(weights) <= 1 + 1e-9
+            check(fine, "terms.weight", weights, "weights with a sum of at most 1")
         check(self.batch_size >= 1, "batch_size", self.batch_size, ">= 1")
+        limit = self.timeout_s
+        check(limit is None or limit > 0, "timeout_s", limit, "> 0 or null")
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -95,16 +129,19 @@ class Rubric:
 
         Args:
             prompts: One per picture.
-            images: `[3, H, W]` in [-1, 1]; sizes may differ, all are judged at the native size.
+            images: `[3, H, W]` in [-1, 1]; sizes may differ.
             flops: Counted cost of each picture; None where it is not known, and 0 in the rows.
 
         Returns:
-            One row per picture: `score`, each term by name, and `flops`.
+            One row per picture: `score`, each term's raw value by name, and `flops`.
 
         Raises:
             ValueError: Lengths differ, a prompt is outside what a term can judge, a term needs
-                costs and got none, or a term's values are not one per picture in [0, 1].
+                costs and got none, or its values are not one per picture or, in a product, not
+                in its range.
             FloatingPointError: A picture or a term is not finite.
+            TimeoutError: A term took longer than `timeout_s`.
+            RuntimeError: A scorer broke down; names term, prompt and cause.
         """
         if flops is None and self.needs_cost:
             raise ValueError(f"rubric {self.name!r}: got no counted costs, expected one a picture")
@@ -120,39 +157,108 @@ class Rubric:
             rows += self._score(prompts[part], images[part], costs[part])
         return rows
 
+    def close(self) -> None:
+        """Let go of the models of its terms; a rubric that is used again loads them again."""
+        for term in self.terms:
+            close = getattr(term.scorer, "close", None)
+            if close is not None:
+                close()
+
     def _score(
         self, prompts: Sequence[str], images: Sequence[np.ndarray], costs: Sequence[int]
     ) -> list[dict[str, float]]:
-        native = [detector.to_native(torch.as_tensor(np.array(image))[None]) for image in images]
-        images_BCHW, flops_B = torch.cat(native), np.asarray(costs, float)
-        values = {
-            term.name: self._checked(term, prompts, term.scorer(prompts, images_BCHW, flops_B))
-            for term in self.terms
-        }
-        total_B = np.ones(len(images))
+        pictures = [torch.as_tensor(np.array(image)) for image in images]
+        native_BCHW = None
+        if any(term.native for term in self.terms):
+            native_BCHW = torch.cat([detector.to_native(image[None]) for image in pictures])
+        flops_B = np.asarray(costs, float)
+        values = {}
         for term in self.terms:
-            if term.weight is None:
-                total_B *= values[term.name]
-        shares = [(t.weight, values[t.name]) for t in self.terms if t.weight is not None]
-        lost_B = sum((weight * (1 - value) for weight, value in shares), np.zeros(len(images)))
-        # Weights that sum to 1 up to rounding may take a little more than all.
-        columns = {"score": np.clip(total_B * (1 - lost_B), 0, 1), **values}
+            seen = native_BCHW if term.native else pictures
+            values[term.name] = self._checked(
+                term, prompts, self._run(term, prompts, seen, flops_B)
+            )
+        columns = {"score": self._total(values, len(images)), **values}
         return [
             {name: float(column[row]) for name, column in columns.items()} | {"flops": int(cost)}
             for row, cost in enumerate(costs)
         ]
 
+    def _total(self, values: dict[str, np.ndarray], count: int) -> np.ndarray:
+        """The two equations at the head of this file."""
+        standard = {term.name: term.standardised(values[term.name]) for term in self.terms}
+        shares = [(t.weight, standard[t.name]) for t in self.terms if t.weight is not None]
+        if self.kind == "sum":
+            return sum((weight * value for weight, value in shares), np.zeros(count))
+        total_B = np.ones(count)
+        for term in self.terms:
+            if term.weight is None:
+                total_B *= standard[term.name]
+        lost_B = sum((weight * (1 - value) for weight, value in shares), np.zeros(count))
+        # Weights that sum to 1 up to rounding may take a little more than all.
+        return np.clip(total_B * (1 - lost_B), 0, 1)
+
+    def _run(self, term: Term, prompts: Sequence[str], images: Any, flops_B: np.ndarray) -> Any:
+        """What a term's scorer gives; breakdowns name term, prompt and cause."""
+        where = f"{self.name}: {term.name}"
+        others = f" and {len(prompts) - 1} more" if len(prompts) > 1 else ""
+        try:
+            if self.timeout_s is None:
+                return term.scorer(prompts, images, flops_B)
+            return _within(self.timeout_s, lambda: term.scorer(prompts, images, flops_B))
+        except _LateError:
+            raise TimeoutError(
+                f"{where}: no values after {self.timeout_s} s for {prompts[0]!r}{others}"
+            ) from None
+        except (ValueError, FloatingPointError):
+            # About a prompt, a picture or a file: they name it themselves.
+            raise
+        except Exception as error:
+            cause = " ".join(str(error).split()) or "no message"
+            raise RuntimeError(
+                f"{where}: broke down for {prompts[0]!r}{others}: {type(error).__name__}: {cause}"
+            ) from error
+
     def _checked(self, term: Term, prompts: Sequence[str], values_B: np.ndarray) -> np.ndarray:
-        """A term's values, clipped by rounding errors only."""
+        """A term's raw values; in a product clipped, by rounding errors only."""
         where = f"{self.name}: {term.name}"
         if values_B.shape != (len(prompts),):
             raise ValueError(f"{where}: got shape {values_B.shape}, expected ({len(prompts)},)")
+        low, high = sorted((term.low, term.high))
+        slack = _TOLERANCE * (high - low)
         for prompt, value in zip(prompts, values_B.tolist(), strict=True):
             if not math.isfinite(value):
                 raise FloatingPointError(f"{where} is not finite for {prompt!r}")
-            if not -_TOLERANCE <= value <= 1 + _TOLERANCE:
-                raise ValueError(f"{where}: got {value} for {prompt!r}, expected one in [0, 1]")
-        return np.clip(values_B, 0, 1)
+            if self.kind == "product" and not low - slack <= value <= high + slack:
+                ends = f"[{low:g}, {high:g}]"
+                raise ValueError(f"{where}: got {value} for {prompt!r}, expected one in {ends}")
+        return np.clip(values_B, low, high) if self.kind == "product" else values_B
+
+
+class _LateError(Exception):
+    """A call had not returned in time."""
+
+
+def _within(limit_s: float, call: Callable[[], Any]) -> Any:
+    """The result of a call, made in a thread of its own so that a hanging one can be left."""
+    results: list[Any] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            results.append(call())
+        except BaseException as error:
+            errors.append(error)
+
+    # A daemon: Python ends without waiting for it.
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    if errors:
+        raise errors[0]
+    if not results:
+        raise _LateError
+    return results[0]
 
 
 def shapes_rubric(cost_weight: float | None = None) -> Rubric:

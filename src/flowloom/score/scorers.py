@@ -1,12 +1,14 @@
-"""Scorers: functions of prompts, pictures and counted costs, with values in [0, 1].
+"""Scorers: functions of prompts, pictures and counted costs.
 
-A new one is a function here and a `Term` in a rubric (`flowloom.score.rubric`).
+Those of the shapes world are here, with values in [0, 1]; those with a model have modules of their
+own. A new one is a function here and a `Term` in a rubric (`flowloom.score.rubric`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -14,8 +16,9 @@ from torch import Tensor
 from flowloom.shapes import detector
 from flowloom.shapes.prompts import MAX_TOKENS, PromptSpec, parse, word_list
 
-Scorer = Callable[[Sequence[str], Tensor, np.ndarray], np.ndarray]
-"""`(prompts, images_BCHW, flops_B) -> values_B` in [0, 1]; pictures 32 x 32 in [-1, 1]."""
+Scorer = Callable[[Sequence[str], Any, np.ndarray], np.ndarray]
+"""`(prompts, images, flops_B) -> values_B`; pictures in [-1, 1], one tensor `[B, 3, 32, 32]` where
+the term is native, else a list of `[3, H, W]`."""
 THRIFT_FLOPS = 1e9
 """Cost at which `thrift` is a half."""
 MAX_WORDS = MAX_TOKENS - 1
