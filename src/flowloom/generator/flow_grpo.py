@@ -7,8 +7,7 @@ Few stochastic steps, the rest deterministic, is Flow-GRPO-Fast.
 Departures from the paper:
 1. The last step is deterministic, so no noise is left in the pictures that are judged; the paper
    adds it and leaves the step out of training.
-2. Where a group starts from one noise, its deterministic steps before the first stochastic one are
-   taken once.
+2. The stochastic window of Flow-GRPO-Fast is drawn per prompt, not per epoch.
 
 Shapes: P prompts, G pictures per prompt (neighbours), B = P * G rows, T steps, S stochastic steps
 among them, C channels, H x W pixels, D = C * H * W.
@@ -16,11 +15,207 @@ among them, C channels, H x W pixels, D = C * H * W.
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
+from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from flowloom.generator.config import FlowGRPOConfig
+from flowloom.generator.method import Paths
+from flowloom.generator.velocity import Generator, Velocity
+
+
+@dataclasses.dataclass(frozen=True)
+class NoisyPaths(Paths):
+    """The stochastic steps of a rollout."""
+
+    states_SBCHW: Tensor
+    """x before each of them."""
+    velocities_SBCHW: Tensor
+    """The velocity that was followed."""
+    noise_SBCHW: Tensor
+    """Standard normal noise that was added."""
+    times_SB: Tensor
+    """t of each."""
+    gains_SB: Tensor
+    """`gain` of each."""
+
+
+class FlowGRPO:
+    """Flow-GRPO as a `method.Method`; a unit is (prompt, picture, noisy step)."""
+
+    def __init__(self, config: FlowGRPOConfig, times: Sequence[float]):
+        """Take the configuration and the T + 1 falling times of a rollout.
+
+        Raises:
+            ValueError: There are fewer steps than the window needs; the last one has no noise.
+        """
+        self.config, self.times = config, times
+        last = len(times) - 2
+        self.num_noisy = last if config.window is None else config.window
+        if not 1 <= self.num_noisy <= last:
+            raise ValueError(
+                f"method.window: got {config.window}, expected 1 to {last}, "
+                f"all but the last of {last + 1} steps"
+            )
+
+    @property
+    def num_branches(self) -> int:
+        """Pictures G of each prompt."""
+        return self.config.group_size
+
+    def roll_out(self, flow: Generator, prompts: Sequence[str], seeds: Sequence[int]) -> NoisyPaths:
+        """Sample G pictures of each prompt; the noisy steps of a prompt are one window."""
+        last_first = len(self.times) - 2 - self.num_noisy
+        if self.config.window_frac is not None:
+            last_first = min(last_first, int(self.config.window_frac * (len(self.times) - 1)))
+        noise = group_noise(
+            seeds,
+            self.config.group_size,
+            self.num_noisy,
+            flow.shape,
+            last_first=last_first,
+            shared=self.config.shared_noise,
+        )
+        start_BCHW, noise_SBCHW, first_B = (part.to(flow.device) for part in noise)
+        prompts_B = [text for text in prompts for _ in range(self.config.group_size)]
+        return roll_out(
+            flow,
+            prompts_B,
+            start_BCHW,
+            noise_SBCHW,
+            first_B,
+            self.times,
+            self.config.noise_level,
+        )
+
+    def units(self, rewards_B: Tensor, rng: np.random.Generator) -> np.ndarray:
+        """All or `num_train_steps` of the noisy steps of each picture, shuffled; `[U, 3]`."""
+        num_rows, num_taken = len(rewards_B), self.config.num_train_steps or self.num_noisy
+        steps_BS = np.tile(np.arange(self.num_noisy), (num_rows, 1))
+        taken = rng.permuted(steps_BS, axis=1)[:, :num_taken].ravel()
+        rows = np.repeat(np.arange(num_rows), num_taken)
+        prompts, branches = np.divmod(rows, self.config.group_size)
+        return rng.permutation(np.stack([prompts, branches, taken], 1))
+
+    def loss(
+        self, flow: Generator, paths: NoisyPaths, rewards_B: Tensor, units: np.ndarray, count: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The clipped objective of these units, and their divergence from the base."""
+        config = self.config
+        advantages_B = group_advantages(rewards_B, config.group_size, config.divide_by)
+        row_list: list[int] = (units[:, 0] * config.group_size + units[:, 1]).tolist()
+        device = paths.states_SBCHW.device
+        rows, steps = (
+            torch.tensor(row_list, device=device),
+            torch.tensor(units[:, 2].tolist(), device=device),
+        )
+        x_BCHW, t_B = paths.states_SBCHW[steps, rows], paths.times_SB[steps, rows]
+        gain_B = paths.gains_SB[steps, rows]
+        texts = [paths.prompts_B[row] for row in row_list]
+        v_BCHW = flow.velocity(x_BCHW, t_B, texts)
+        log_ratio_B = log_ratio(
+            v_BCHW, paths.velocities_SBCHW[steps, rows], paths.noise_SBCHW[steps, rows], gain_B
+        )
+        loss = clipped(log_ratio_B, advantages_B.to(device)[rows], config.clip).sum() / count
+        far_B = (log_ratio_B.detach().exp() - 1).abs() > config.clip
+        logged = {"loss": loss.detach(), "clipped": far_B.sum() / count}
+        if config.kl_coef > 0:
+            v_base_BCHW = flow.base_velocity(x_BCHW, t_B, texts)
+            kl = step_kl(v_BCHW, v_base_BCHW, gain_B).sum() / count
+            logged["kl"] = kl.detach()
+            loss = loss + config.kl_coef * kl
+        return loss, logged
+
+
+def group_noise(
+    seeds: Sequence[int],
+    group_size: int,
+    num_noisy: int,
+    shape: Sequence[int],
+    *,
+    last_first: int = 0,
+    shared: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Noise of each group and where its window begins: a function of its seed alone.
+
+    Args:
+        seeds: One per prompt.
+        group_size: G.
+        num_noisy: S.
+        shape: Of x.
+        last_first: Last step at which a window may begin.
+        shared: Whether the pictures of a group start from one noise.
+        dtype: Of the noise.
+
+    Returns:
+        The start `[B, C, H, W]`, the noise of the steps `[S, B, C, H, W]`, and the first noisy step
+        of each row `[B]`.
+    """
+    draws, firsts = [], []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        firsts += [int(torch.randint(last_first + 1, (), generator=generator))] * group_size
+        draw = torch.randn(1 + num_noisy, group_size, *shape, generator=generator, dtype=dtype)
+        if shared:
+            draw[0] = draw[0, 0].clone()
+        draws.append(draw)
+    start_BCHW, *noise = torch.cat(draws, 1).unbind(0)
+    return start_BCHW, torch.stack(noise), torch.tensor(firsts)
+
+
+@torch.no_grad()
+def roll_out(
+    flow: Velocity,
+    prompts_B: Sequence[str],
+    start_BCHW: Tensor,
+    noise_SBCHW: Tensor,
+    first_B: Tensor,
+    times: Sequence[float],
+    scale: float,
+) -> NoisyPaths:
+    """Sample with noise in the S steps from `first_B` on, and without in the others.
+
+    Args:
+        flow: What is tuned.
+        prompts_B: The prompt of each row.
+        start_BCHW: x at the first time.
+        noise_SBCHW: Standard normal noise.
+        first_B: First noisy step of each row; its window ends before the last step.
+        times: T + 1 falling times, the last one 0.
+        scale: a of the noise level.
+    """
+    num_noisy, num_rows = noise_SBCHW.shape[:2]
+    rows = torch.arange(num_rows, device=start_BCHW.device)
+    x_BCHW, states, velocities, gains = start_BCHW, [], [], []
+    for step, (t, s) in enumerate(itertools.pairwise(times)):
+        v_BCHW = flow.velocity(x_BCHW, x_BCHW.new_full((num_rows,), t), prompts_B)
+        states.append(x_BCHW)
+        velocities.append(v_BCHW)
+        sigma = noise_level(t, s, scale) if s > 0 else 0.0
+        gains.append(gain(t, s, sigma) if sigma > 0 else 0.0)
+        place_B = step - first_B
+        noisy_B = (place_B >= 0) & (place_B < num_noisy)
+        sigma_B = torch.where(noisy_B, sigma, 0.0).to(x_BCHW.dtype)[:, None, None, None]
+        x_BCHW, std_B = sde_step(x_BCHW, v_BCHW, t, s, sigma_B)
+        x_BCHW = x_BCHW + std_B * noise_SBCHW[place_B.clamp(0, num_noisy - 1), rows]
+    steps_SB = first_B + torch.arange(num_noisy, device=rows.device)[:, None]
+    times_T, gains_T = x_BCHW.new_tensor(times[:-1]), x_BCHW.new_tensor(gains)
+    return NoisyPaths(
+        x_BCHW,
+        prompts_B,
+        torch.stack(states)[steps_SB, rows],
+        torch.stack(velocities)[steps_SB, rows],
+        noise_SBCHW,
+        times_T[steps_SB],
+        gains_T[steps_SB],
+    )
 
 
 def noise_level(t: float, s: float, scale: float) -> float:
@@ -29,7 +224,9 @@ def noise_level(t: float, s: float, scale: float) -> float:
     return scale * math.sqrt(t / (1 - t))
 
 
-def sde_step(x: Tensor, v: Tensor, t: float, s: float, sigma: float) -> tuple[Tensor, float]:
+def sde_step(
+    x: Tensor, v: Tensor, t: float, s: float, sigma: Tensor | float
+) -> tuple[Tensor, Tensor | float]:
     """Mean and standard deviation of one Euler-Maruyama step t -> s < t.
 
     With x_t = (1 - t) x0 + t eps and v = E[eps - x0 | x_t], E[eps | x_t] = x + (1 - t) v, and the
