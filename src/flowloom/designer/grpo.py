@@ -41,7 +41,7 @@ from flowloom.designer.objective import (
     most_uncertain,
 )
 from flowloom.designer.policy import VOCABULARY_FILE, Policy
-from flowloom.designer.processes import Processes
+from flowloom.processes import Processes
 from flowloom.designer.proposals import write_proposals
 from flowloom.designer.rollout import Rollout, choice_logprobs, rollout
 from flowloom.designer.sft import is_valid

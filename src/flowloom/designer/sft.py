@@ -32,7 +32,7 @@ from flowloom.designer.examples import Examples, pair_examples, write_shard
 from flowloom.designer.extension import CATALOGUE_FILE, load_extended
 from flowloom.designer.loading import build_policy
 from flowloom.designer.policy import VOCABULARY_FILE, Policy
-from flowloom.designer.processes import Processes
+from flowloom.processes import Processes
 from flowloom.designer.rollout import choice_logprobs, rollout
 from flowloom.designer.score_levels import (
     levels_of,
