@@ -210,10 +210,10 @@ def test_windows_begin_in_their_share_of_the_steps():
     assert sorted(set(times.flatten().tolist())) == [0.75, 1.0]
 
 
-@pytest.mark.parametrize("window", [4])
-def test_window_that_does_not_fit_is_named(window):
-    with pytest.raises(ValueError, match=r"window: got"):
-        FlowGRPO(dataclasses.replace(CONFIG, window=window), TIMES)
+@pytest.mark.parametrize("field", ["window", "num_train_steps"])
+def test_more_noisy_steps_than_there_are(field):
+    with pytest.raises(ValueError, match=rf"{field}: got 4, expected at most 3"):
+        FlowGRPO(dataclasses.replace(CONFIG, **{field: 4}), TIMES)
 
 
 def test_units():
@@ -234,8 +234,11 @@ def test_loss_by_hand_and_in_parts():
     rewards = torch.tensor([0.0, 1.0, 2.0, 5.0, 5.0, 2.0])
     units = method.units(rewards, np.random.default_rng(0))
     flow = TinyFlow(scale=1.1)
-    whole, logged = method.loss(flow, paths, rewards, units, len(units))
-    parts = [method.loss(flow, paths, rewards, part, len(units)) for part in (units[:7], units[7:])]
+    advantages = method.advantages(rewards)
+    whole, logged = method.loss(flow, paths, advantages, units, len(units))
+    parts = [
+        method.loss(flow, paths, advantages, part, len(units)) for part in (units[:7], units[7:])
+    ]
     torch.testing.assert_close(whole, parts[0][0] + parts[1][0])
     for key, value in logged.items():
         torch.testing.assert_close(value, parts[0][1][key] + parts[1][1][key])

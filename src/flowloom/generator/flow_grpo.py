@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowloom.config import check
 from flowloom.generator.config import FlowGRPOConfig
 from flowloom.generator.method import Paths
 from flowloom.generator.velocity import Generator, Velocity
@@ -53,16 +54,15 @@ class FlowGRPO:
         """Take the configuration and the T + 1 falling times of a rollout.
 
         Raises:
-            ValueError: There are fewer steps than the window needs; the last one has no noise.
+            ValueError: More noisy steps are wanted than there are; the last one has no noise.
         """
         self.config, self.times = config, times
-        last = len(times) - 2
-        self.num_noisy = last if config.window is None else config.window
-        if not 1 <= self.num_noisy <= last:
-            raise ValueError(
-                f"method.window: got {config.window}, expected 1 to {last}, "
-                f"all but the last of {last + 1} steps"
-            )
+        most = len(times) - 2
+        self.num_noisy = most if config.window is None else config.window
+        num_trained = config.num_train_steps or self.num_noisy
+        for field, value in (("window", self.num_noisy), ("num_train_steps", num_trained)):
+            expected = f"at most {most}, all but the last of {most + 1} sampling steps"
+            check(1 <= value <= most, f"method.{field}", value, expected)
 
     @property
     def num_branches(self) -> int:
@@ -70,7 +70,7 @@ class FlowGRPO:
         return self.config.group_size
 
     def roll_out(self, flow: Generator, prompts: Sequence[str], seeds: Sequence[int]) -> NoisyPaths:
-        """Sample G pictures of each prompt; the noisy steps of a prompt are one window."""
+        """Sample G pictures of each prompt; its noisy steps are one window."""
         last_first = len(self.times) - 2 - self.num_noisy
         if self.config.window_frac is not None:
             last_first = min(last_first, int(self.config.window_frac * (len(self.times) - 1)))
@@ -94,9 +94,13 @@ class FlowGRPO:
             self.config.noise_level,
         )
 
-    def units(self, rewards_B: Tensor, rng: np.random.Generator) -> np.ndarray:
+    def advantages(self, rewards_B: Tensor) -> Tensor:
+        """How much better than its group each picture is, normalised."""
+        return group_advantages(rewards_B, self.config.group_size, self.config.divide_by)
+
+    def units(self, advantages_B: Tensor, rng: np.random.Generator) -> np.ndarray:
         """All or `num_train_steps` of the noisy steps of each picture, shuffled; `[U, 3]`."""
-        num_rows, num_taken = len(rewards_B), self.config.num_train_steps or self.num_noisy
+        num_rows, num_taken = len(advantages_B), self.config.num_train_steps or self.num_noisy
         steps_BS = np.tile(np.arange(self.num_noisy), (num_rows, 1))
         taken = rng.permuted(steps_BS, axis=1)[:, :num_taken].ravel()
         rows = np.repeat(np.arange(num_rows), num_taken)
@@ -104,31 +108,31 @@ class FlowGRPO:
         return rng.permutation(np.stack([prompts, branches, taken], 1))
 
     def loss(
-        self, flow: Generator, paths: NoisyPaths, rewards_B: Tensor, units: np.ndarray, count: int
+        self,
+        flow: Generator,
+        paths: NoisyPaths,
+        advantages_B: Tensor,
+        units: np.ndarray,
+        count: int,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The clipped objective of these units, and their divergence from the base."""
         config = self.config
-        advantages_B = group_advantages(rewards_B, config.group_size, config.divide_by)
-        row_list: list[int] = (units[:, 0] * config.group_size + units[:, 1]).tolist()
-        device = paths.states_SBCHW.device
-        rows, steps = (
-            torch.tensor(row_list, device=device),
-            torch.tensor(units[:, 2].tolist(), device=device),
-        )
+        rows = torch.from_numpy(units[:, 0] * config.group_size + units[:, 1])
+        steps = torch.from_numpy(units[:, 2])
         x_BCHW, t_B = paths.states_SBCHW[steps, rows], paths.times_SB[steps, rows]
         gain_B = paths.gains_SB[steps, rows]
-        texts = [paths.prompts_B[row] for row in row_list]
+        texts = [paths.prompts_B[int(row)] for row in rows]
         v_BCHW = flow.velocity(x_BCHW, t_B, texts)
         log_ratio_B = log_ratio(
             v_BCHW, paths.velocities_SBCHW[steps, rows], paths.noise_SBCHW[steps, rows], gain_B
         )
-        loss = clipped(log_ratio_B, advantages_B.to(device)[rows], config.clip).sum() / count
+        loss = clipped(log_ratio_B, advantages_B[rows].to(v_BCHW.device), config.clip).sum() / count
         far_B = (log_ratio_B.detach().exp() - 1).abs() > config.clip
-        logged = {"loss": loss.detach(), "clipped": far_B.sum() / count}
+        logged = {"train/surrogate": loss.detach(), "train/clipped": far_B.sum() / count}
         if config.kl_coef > 0:
             v_base_BCHW = flow.base_velocity(x_BCHW, t_B, texts)
             kl = step_kl(v_BCHW, v_base_BCHW, gain_B).sum() / count
-            logged["kl"] = kl.detach()
+            logged["train/kl"] = kl.detach()
             loss = loss + config.kl_coef * kl
         return loss, logged
 
@@ -170,7 +174,6 @@ def group_noise(
     return start_BCHW, torch.stack(noise), torch.tensor(firsts)
 
 
-@torch.no_grad()
 def roll_out(
     flow: Velocity,
     prompts_B: Sequence[str],
@@ -180,7 +183,7 @@ def roll_out(
     times: Sequence[float],
     scale: float,
 ) -> NoisyPaths:
-    """Sample with noise in the S steps from `first_B` on, and without in the others.
+    """Sample with noise in the S steps from `first_B` on; no gradients.
 
     Args:
         flow: What is tuned.
@@ -193,22 +196,26 @@ def roll_out(
     """
     num_noisy, num_rows = noise_SBCHW.shape[:2]
     rows = torch.arange(num_rows, device=start_BCHW.device)
-    x_BCHW, states, velocities, gains = start_BCHW, [], [], []
-    for step, (t, s) in enumerate(itertools.pairwise(times)):
-        v_BCHW = flow.velocity(x_BCHW, x_BCHW.new_full((num_rows,), t), prompts_B)
-        states.append(x_BCHW)
-        velocities.append(v_BCHW)
-        sigma = noise_level(t, s, scale) if s > 0 else 0.0
-        gains.append(gain(t, s, sigma) if sigma > 0 else 0.0)
-        place_B = step - first_B
-        noisy_B = (place_B >= 0) & (place_B < num_noisy)
-        sigma_B = torch.where(noisy_B, sigma, 0.0).to(x_BCHW.dtype)[:, None, None, None]
-        x_BCHW, std_B = sde_step(x_BCHW, v_BCHW, t, s, sigma_B)
-        x_BCHW = x_BCHW + std_B * noise_SBCHW[place_B.clamp(0, num_noisy - 1), rows]
+    states, velocities, gains = [], [], []
+    with torch.inference_mode():
+        x_BCHW = start_BCHW
+        for step, (t, s) in enumerate(itertools.pairwise(times)):
+            v_BCHW = flow.velocity(x_BCHW, x_BCHW.new_full((num_rows,), t), prompts_B)
+            states.append(x_BCHW)
+            velocities.append(v_BCHW)
+            sigma = noise_level(t, s, scale) if s > 0 else 0.0
+            gains.append(gain(t, s, sigma) if sigma > 0 else 0.0)
+            place_B = step - first_B
+            noisy_B = (place_B >= 0) & (place_B < num_noisy)
+            sigma_B = torch.where(noisy_B, sigma, 0.0).to(x_BCHW.dtype)[:, None, None, None]
+            x_BCHW, std_B = sde_step(x_BCHW, v_BCHW, t, s, sigma_B)
+            x_BCHW = x_BCHW + std_B * noise_SBCHW[place_B.clamp(0, num_noisy - 1), rows]
+    # Copies made outside of inference mode: training saves them for its backward pass.
     steps_SB = first_B + torch.arange(num_noisy, device=rows.device)[:, None]
-    times_T, gains_T = x_BCHW.new_tensor(times[:-1]), x_BCHW.new_tensor(gains)
+    times_T = torch.tensor(times[:-1], dtype=start_BCHW.dtype, device=rows.device)
+    gains_T = torch.tensor(gains, dtype=start_BCHW.dtype, device=rows.device)
     return NoisyPaths(
-        x_BCHW,
+        x_BCHW.clone(),
         prompts_B,
         torch.stack(states)[steps_SB, rows],
         torch.stack(velocities)[steps_SB, rows],
