@@ -1,0 +1,237 @@
+"""Facts about Stable Diffusion 3 as a generator, on tiny random weights of its layout.
+
+Its velocity is that of diffusers' own pipeline for the same latents, prompt and time, with guidance
+and without, with T5 and without; a whole run with the shifted times gives the pipeline's picture.
+Only the adapters, in float32, have gradients, over float32 or bfloat16 weights; switched off, they
+leave the base. Recomputed activations change no gradient. Text encoders are gone once prompts are
+encoded, embeddings on disk equal fresh ones and are not made twice. What is missing is named.
+"""
+
+import dataclasses
+import gc
+import itertools
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from transformers import CLIPTextModelWithProjection, T5EncoderModel
+
+from flowloom.generator import sd3
+from flowloom.generator.lora_config import LoRAConfig
+from flowloom.generator.sd3 import load_sd3
+from flowloom.generator.sd3_config import SD3Config
+from flowloom.generator.sd3_text import TextEncoders
+from flowloom.render.schedules import schedule
+from tests.generator import tiny_sd3
+
+PROMPTS = ["a red fox", "two blue stars near a tree"]
+LORA = LoRAConfig(rank=2, alpha=4.0, target_modules=("attn.to_q", "attn.to_out.0", "add_k_proj"))
+ENCODERS = (CLIPTextModelWithProjection, T5EncoderModel)
+EXACT = {"rtol": 0, "atol": 1e-5}
+"""Float32 sums in another order."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("sd3")
+    tiny_sd3.build().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return tiny_sd3.build()
+
+
+@pytest.fixture
+def config(folder, tmp_path):
+    return SD3Config(
+        name_or_path=str(folder), size=tiny_sd3.SIZE, dtype="float32", device="cpu",
+        num_t5_tokens=tiny_sd3.NUM_T5_TOKENS, embeddings_dir=str(tmp_path / "embeddings"),
+        gradient_checkpointing=False, text_batch_size=2, decode_batch_size=1,
+    )  # fmt: skip
+
+
+def noise(num_rows=2, seed=1):
+    return torch.randn(num_rows, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def randomise(flow):
+    """Adapters that change something: B starts at 0."""
+    generator = torch.Generator().manual_seed(7)
+    state = flow.state_dict()
+    flow.load_state_dict({k: torch.randn(v.shape, generator=generator) for k, v in state.items()})
+
+
+def num_encoders():
+    gc.collect()
+    return sum(type(thing) in ENCODERS for thing in gc.get_objects())
+
+
+def pipeline_velocity(pipeline, x, t, prompts, guidance):
+    """From one Euler step of the pipeline to time 0: x' = x - t v."""
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
+    moved = pipeline(
+        prompts, latents=x, sigmas=[t], guidance_scale=guidance, output_type="latent",
+        max_sequence_length=tiny_sd3.NUM_T5_TOKENS, height=64, width=64,
+    ).images  # fmt: skip
+    return (x - moved) / t
+
+
+@pytest.mark.parametrize("guidance", [None, 4.5])
+@pytest.mark.parametrize("t", [0.9, 0.3])
+def test_velocity_is_the_pipelines(config, pipeline, guidance, t):
+    flow = load_sd3(config, LORA, PROMPTS, guidance=guidance)
+    x = noise()
+    with torch.no_grad():
+        v = flow.velocity(x, torch.full((2,), t), PROMPTS)
+    expected = pipeline_velocity(pipeline, x, t, PROMPTS, guidance or 1.0)
+    torch.testing.assert_close(v, expected, rtol=1e-4, atol=1e-4)
+    assert flow.shape == (4, 8, 8)
+    assert v.std() > 0.1
+
+
+def test_without_t5_its_positions_are_zeros(config, tmp_path):
+    pipeline = tiny_sd3.build(with_t5=False)
+    pipeline.save_pretrained(tmp_path / "model")
+    config = dataclasses.replace(config, name_or_path=str(tmp_path / "model"), use_t5=False)
+    flow = load_sd3(config, LORA, PROMPTS)
+    with torch.no_grad():
+        v = flow.velocity(noise(), torch.full((2,), 0.5), PROMPTS)
+    expected = pipeline_velocity(pipeline, noise(), 0.5, PROMPTS, 1.0)
+    torch.testing.assert_close(v, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_run_with_shifted_times_gives_the_pipelines_picture(config, pipeline):
+    flow = load_sd3(config, LORA, PROMPTS, guidance=2.0)
+    times = schedule("normal", 4, shift=sd3.TIME_SHIFT)
+    x = noise()
+    for t, s in itertools.pairwise(times):
+        with torch.no_grad():
+            x = x + (s - t) * flow.velocity(x, torch.full((2,), t), PROMPTS)
+    pictures = flow.decode(x)
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=sd3.TIME_SHIFT)
+    expected = pipeline(
+        PROMPTS, latents=noise(), num_inference_steps=4, guidance_scale=2.0, output_type="pt",
+        max_sequence_length=tiny_sd3.NUM_T5_TOKENS, height=64, width=64,
+    ).images  # fmt: skip
+    assert pictures.shape == (2, 3, 64, 64)
+    torch.testing.assert_close(((pictures + 1) / 2).clamp(0, 1), expected, rtol=0, atol=1e-4)
+    assert expected.std() > 0.01
+
+
+def test_simple_times_are_the_shifted_equal_ones():
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=sd3.TIME_SHIFT)
+    scheduler.set_timesteps(sigmas=[1 - i / 40 for i in range(40)])
+    times = torch.tensor(schedule("simple", 40, shift=sd3.TIME_SHIFT))
+    torch.testing.assert_close(times, scheduler.sigmas, **EXACT)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_only_adapters_in_float32_have_gradients_and_off_is_the_base(config, dtype):
+    flow = load_sd3(dataclasses.replace(config, dtype=dtype), LORA, PROMPTS)
+    untouched = flow.velocity(noise(), torch.full((2,), 0.5), PROMPTS).detach()
+    randomise(flow)
+    tuned = flow.velocity(noise(), torch.full((2,), 0.5), PROMPTS)
+    tuned.square().mean().backward()
+    assert {w.dtype for w in flow.parameters()} == {torch.float32}
+    assert {w.dtype for w in flow.transformer.state_dict().values()} >= {getattr(torch, dtype)}
+    assert all(w.grad is not None and w.grad.abs().sum() > 0 for w in flow.parameters())
+    adapters = {id(w) for w in flow.parameters()}
+    frozen = itertools.chain(flow.transformer.parameters(), flow.vae.parameters())
+    assert not [w for w in frozen if id(w) not in adapters and (w.requires_grad or w.grad)]
+    base = flow.base_velocity(noise(), torch.full((2,), 0.5), PROMPTS)
+    assert not base.requires_grad
+    assert torch.equal(base, untouched)
+    assert (tuned - base).abs().mean() > 0.01
+    assert torch.equal(flow.velocity(noise(), torch.full((2,), 0.5), PROMPTS), tuned)
+
+
+def test_recomputing_activations_changes_no_gradient(config):
+    grads = []
+    for recompute in (False, True):
+        flow = load_sd3(
+            dataclasses.replace(config, gradient_checkpointing=recompute), LORA, PROMPTS
+        )
+        randomise(flow)
+        flow.velocity(noise(), torch.full((2,), 0.5), PROMPTS).square().mean().backward()
+        grads.append([w.grad for w in flow.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def test_state_is_the_adapters_and_comes_back(config):
+    flow = load_sd3(config, LORA, PROMPTS)
+    randomise(flow)
+    other = load_sd3(config, LORA, PROMPTS, seed=3)
+    other.load_state_dict(flow.state_dict())
+    t = torch.full((2,), 0.5)
+    assert torch.equal(other.velocity(noise(), t, PROMPTS), flow.velocity(noise(), t, PROMPTS))
+    assert all(".lora_" in key for key in flow.state_dict())
+    wider = other.with_guidance(3.0)
+    assert next(wider.parameters()) is next(other.parameters())
+    assert not torch.equal(wider.velocity(noise(), t, PROMPTS), other.velocity(noise(), t, PROMPTS))
+
+
+def test_encoders_are_gone_and_embeddings_on_disk_are_fresh_ones(config, folder):
+    before = num_encoders()
+    flow = load_sd3(config, LORA, PROMPTS)
+    assert num_encoders() == before
+    encoders = TextEncoders(folder, config, torch.device("cpu"))
+    assert num_encoders() == before + 3
+    for given, fresh in zip(flow.embeddings(PROMPTS), encoders(PROMPTS), strict=True):
+        torch.testing.assert_close(given, fresh, **EXACT)
+    assert flow.embeddings(PROMPTS)[0].shape == (2, 16 + tiny_sd3.NUM_T5_TOKENS, 32)
+    for given, fresh in zip(flow.embeddings.empty(2), encoders(["", ""]), strict=True):
+        torch.testing.assert_close(given, fresh, **EXACT)
+
+
+def test_an_encoder_that_is_still_held_is_noticed(config, monkeypatch):
+    held = []
+    build = TextEncoders.__init__
+
+    def holding(self, *args):
+        build(self, *args)
+        held.append(self.models[0])
+
+    monkeypatch.setattr(TextEncoders, "__init__", holding)
+    with pytest.raises(AssertionError, match="a text encoder is still held"):
+        load_sd3(config, LORA, PROMPTS)
+
+
+def test_prompts_are_encoded_once(config, folder):
+    flow = load_sd3(config, LORA, PROMPTS)
+    assert flow.embeddings.prepare([*PROMPTS, "a new one", "a new one"]) == 1
+    assert load_sd3(config, LORA, PROMPTS).embeddings.prepare(["a new one"]) == 0
+    # Other settings are other embeddings.
+    without = dataclasses.replace(config, use_t5=False)
+    assert load_sd3(without, LORA, []).embeddings.prepare(PROMPTS) == len(PROMPTS)
+    with pytest.raises(ValueError, match="got 'unheard of', expected one that was encoded"):
+        flow.velocity(noise(1), torch.ones(1), ["unheard of"])
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder_2", "tokenizer_3"])
+def test_a_missing_part_is_named(config, folder, tmp_path, part):
+    for path in folder.iterdir():
+        if path.name != part:
+            (tmp_path / path.name).symlink_to(path)
+    with pytest.raises(ValueError, match=f"got no (folder )?{part}"):
+        load_sd3(dataclasses.replace(config, name_or_path=str(tmp_path)), LORA, PROMPTS)
+
+
+def test_broken_weights_names_that_do_not_exist_and_too_large_pictures(config, folder, tmp_path):
+    for path in folder.iterdir():
+        if path.name != "transformer":
+            (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text(
+        (folder / "transformer" / "config.json").read_text()
+    )
+    with pytest.raises(ValueError, match="expected a SD3Transformer2DModel, got"):
+        load_sd3(dataclasses.replace(config, name_or_path=str(tmp_path)), LORA, PROMPTS)
+    with pytest.raises(ValueError, match="name_or_path: got 'nobody/nothing', expected a folder"):
+        load_sd3(dataclasses.replace(config, name_or_path="nobody/nothing"), LORA, PROMPTS)
+    with pytest.raises(ValueError, match="size: got 256 pixels, expected at most 128"):
+        load_sd3(dataclasses.replace(config, size=256), LORA, PROMPTS)
+    unknown = dataclasses.replace(LORA, target_modules=("nowhere",))
+    with pytest.raises(ValueError, match="target_modules: got 'nowhere'"):
+        load_sd3(config, unknown, PROMPTS)
