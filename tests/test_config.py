@@ -1,5 +1,6 @@
 """Facts pinned: overrides nest and name what they refuse; 3.0 is an int, 3.5 and True are not;
-where a field may be one of several dataclasses, the names given choose."""
+where a field may be one of several dataclasses, the names given choose, and the words given where
+all have the same names; a mapping makes a dataclass where there was none, in lists too."""
 
 import dataclasses
 from typing import Literal
@@ -54,6 +55,43 @@ def test_the_names_given_choose_among_several():
         override(Either(), {"optimizer": {"gamma": 1}})
     with pytest.raises(ValueError, match=r"optimizer: got 3, expected a mapping"):
         override(Either(), {"optimizer": 3})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cat:
+    weight: float
+    kind: Literal["cat"] = "cat"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dog:
+    weight: float = 9.0
+    kind: Literal["dog"] = "dog"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Home:
+    pets: tuple[Cat | Dog, ...] = ()
+    owner: str | Dog = "nobody"
+    guard: Dog | None = None
+
+
+def test_words_choose_and_mappings_make_dataclasses():
+    pets = [{"kind": "dog"}, {"kind": "cat", "weight": 4}, Dog(weight=1.0)]
+    config = override(Home(), {"pets": pets, "owner": {"weight": 2}, "guard": {}})
+    assert config.pets == (Dog(), Cat(weight=4.0), Dog(weight=1.0))
+    assert (config.owner, config.guard) == (Dog(weight=2.0), Dog())
+    assert override(Home(), to_dict(config)) == config
+    assert override(config, {"owner": "me", "guard": None}) == Home(pets=config.pets, owner="me")
+    for changes, message in (
+        ({"pets": [{"kind": "cat"}]}, r"pets\[0\].weight: got None, expected a value"),
+        ({"pets": [{"kind": "cow", "weight": 1}]}, r"pets\[0\].kind: got 'cow', expected one of"),
+        ({"guard": {"age": 3}}, "guard.age: unknown field"),
+        ({"guard": 3}, "guard: got 3, expected a mapping of fields"),
+        ({"owner": 3}, "owner: got 3, expected a str"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            override(Home(), changes)
 
 
 def test_lists_become_tuples_and_come_back_as_lists():

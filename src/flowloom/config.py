@@ -33,7 +33,8 @@ def override(config: ConfigT, changes: Mapping[str, Any], where: str = "") -> Co
     Args:
         config: A frozen dataclass.
         changes: Field name to value; a nested dataclass takes a mapping, and where a field may be
-            one of several, the one that has all these names.
+            one of several, the first one that has all these names and allows what is given for
+            those of its fields that are a choice of words.
         where: Dotted prefix named in errors.
 
     Raises:
@@ -92,10 +93,34 @@ def _variant(current: Any, hint: Any, changes: Mapping[str, Any]) -> Any:
     """
     options: list[Any] = [type(current), *typing.get_args(hint)]
     for option in options:
-        known = getattr(option, "__dataclass_fields__", None)
-        if known and known.keys() >= changes.keys():
+        if _fits(option, changes):
             return current if type(current) is option else option()
     return current
+
+
+def _fits(option: Any, changes: Mapping[str, Any]) -> bool:
+    """Whether a type is a dataclass with all these names, and these words where it has a choice."""
+    if not dataclasses.is_dataclass(option):
+        return False
+    known = {field.name for field in dataclasses.fields(option)}
+    hints = typing.get_type_hints(option)
+    return known >= changes.keys() and all(
+        value in typing.get_args(hints[name])
+        for name, value in changes.items()
+        if typing.get_origin(hints[name]) is typing.Literal
+    )
+
+
+def _built(kind: Any, changes: Mapping[str, Any], path: str) -> Any:
+    """A dataclass from a mapping; fields not in it keep their defaults."""
+    missing = (dataclasses.MISSING, dataclasses.MISSING)
+    needed = [f.name for f in dataclasses.fields(kind) if (f.default, f.default_factory) == missing]
+    for name in needed:
+        check(name in changes, f"{path}.{name}", None, "a value")
+    hints = typing.get_type_hints(kind)
+    first = {name: _coerce(changes[name], hints[name], f"{path}.{name}") for name in needed}
+    rest = {name: value for name, value in changes.items() if name not in needed}
+    return override(kind(**first), rest, f"{path}.")
 
 
 def _coerce(value: Any, hint: Any, path: str) -> Any:
@@ -103,9 +128,20 @@ def _coerce(value: Any, hint: Any, path: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in options:
             return None
-        inner, *others = [option for option in options if option is not type(None)]
-        check(not others, path, value, "a mapping of fields")
-        return _coerce(value, inner, path)
+        nested = [option for option in options if dataclasses.is_dataclass(option)]
+        if nested and isinstance(value, (Mapping, *nested)):
+            if not isinstance(value, Mapping):
+                return value
+            fitting = [option for option in nested if _fits(option, value)]
+            return _coerce(value, (fitting or nested)[0], path)
+        plain = [option for option in options if option not in (*nested, type(None))]
+        check(len(plain) == 1, path, value, "a mapping of fields")
+        return _coerce(value, plain[0], path)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if isinstance(value, hint):
+            return value
+        check(isinstance(value, Mapping), path, value, "a mapping of fields")
+        return _built(hint, value, path)
     if origin is typing.Literal:
         check(value in options, path, value, f"one of {options}")
         return value
