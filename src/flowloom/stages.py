@@ -34,7 +34,7 @@ class Stage:
 
 
 STAGES: dict[str, Stage] = {
-    "tune_generator": Stage(function="flowloom.generator.fdfo:tune_generator"),
+    "tune_generator": Stage(function="flowloom.generator.tune:tune_generator", joint=True),
     "publish_generator": Stage(
         function="flowloom.generator.publish:publish_generator", inputs=("generator",)
     ),

@@ -4,11 +4,12 @@
 (`flowloom.generator.tune`) draws prompts, scores, steps the optimiser, resumes and works in N
 processes; a method knows nothing of these.
 
-Shapes: P prompts, K pictures per prompt, B = P * K rows (those of a prompt are neighbours), U units.
+Shapes: P prompts, K pictures per prompt, B = P * K rows (a prompt's are neighbours), U units.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -18,18 +19,14 @@ from torch import Tensor
 from flowloom.generator.velocity import Generator
 
 
-class Paths(Protocol):
-    """What a rollout leaves: its pictures, and whatever else its method needs later."""
+@dataclasses.dataclass(frozen=True)
+class Paths:
+    """What a rollout leaves; a method adds what it needs later."""
 
-    @property
-    def images_BCHW(self) -> Tensor:
-        """Where the rows ended, x0: pictures, or latents that `Generator.decode` makes pictures."""
-        ...
-
-    @property
-    def prompts_B(self) -> Sequence[str]:
-        """The prompt of each row."""
-        ...
+    images_BCHW: Tensor
+    """Where the rows ended, x0: pictures, or latents that `Generator.decode` makes pictures."""
+    prompts_B: Sequence[str]
+    """The prompt of each row."""
 
 
 class Method(Protocol):
@@ -54,11 +51,22 @@ class Method(Protocol):
         """
         ...
 
-    def units(self, rewards_B: Tensor, rng: np.random.Generator) -> np.ndarray:
-        """What is trained on, shuffled.
+    def advantages(self, rewards_B: Tensor) -> Tensor:
+        """How much better each row is than the others of its prompt.
 
         Args:
             rewards_B: Of the whole batch, in all processes alike.
+
+        Returns:
+            `[B]`; what `units` and `loss` are given.
+        """
+        ...
+
+    def units(self, advantages_B: Tensor, rng: np.random.Generator) -> np.ndarray:
+        """What is trained on, shuffled.
+
+        Args:
+            advantages_B: Of the whole batch, in all processes alike.
             rng: Seeded alike in all processes; draw all of the shuffle from it.
 
         Returns:
@@ -68,19 +76,19 @@ class Method(Protocol):
         ...
 
     def loss(
-        self, flow: Generator, paths: Any, rewards_B: Tensor, units: np.ndarray, count: int
+        self, flow: Generator, paths: Any, advantages_B: Tensor, units: np.ndarray, count: int
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The part of a minibatch's objective that these units make.
 
         Args:
             flow: What is tuned; gradients flow to its parameters.
             paths: What `roll_out` returned in this process.
-            rewards_B: Of the rows of `paths`.
+            advantages_B: Of the rows of `paths`.
             units: Some of `units`; the first column counts the prompts of `paths`.
             count: Units of the whole minibatch, in all passes and processes.
 
         Returns:
             The sum over these units divided by `count`, so that passes and processes add up, and
-            values to log, divided alike (no gradients).
+            values to log (`train/...`), divided alike, without gradients.
         """
         ...

@@ -4,8 +4,11 @@ A pair is one noise and one prompt sampled twice with independent churn. Its rew
 its picture difference is a finite difference of the reward, and the velocity everywhere along both
 paths is pulled against it.
 
-Shapes: P pairs, B = 2 * P rows (the two branches of a pair are neighbours), T steps, C channels,
-H x W pixels, D = C * H * W.
+With K > 2 branches of one noise, each is compared with the mean of the others (a leave-one-out
+baseline, our extension). K pictures then hold K - 1 independent directions instead of K / 2.
+
+Shapes: P noises, K branches of each, B = K * P rows (the branches of a noise are neighbours),
+T steps, C channels, H x W pixels, D = C * H * W.
 """
 
 from __future__ import annotations
@@ -53,25 +56,28 @@ def churn_step(x: Tensor, v: Tensor, t: float, s: float, fresh: Tensor, churn: f
     return (x + (r - t) * v) / (1 + churn * r) + fresh * (r * k / (1 + churn * r))
 
 
-def pair_noise(
-    seeds: Sequence[int], num_steps: int, shape: Sequence[int], dtype: torch.dtype = torch.float32
+def branch_noise(
+    seeds: Sequence[int],
+    num_steps: int,
+    shape: Sequence[int],
+    num_branches: int = 2,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
-    """Normal noise of each pair: a function of its seed alone, whatever batch it is in.
+    """Normal noise of each prompt: a function of its seed alone, whatever batch it is in.
 
     Returns:
         The shared start `[P, C, H, W]`, and the branches' churn `[T, B, C, H, W]`: first the
         start's, then one per step but the last, which adds none.
     """
-    draws = []
+    K, draws = num_branches, []
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
-        draws.append(torch.randn(1 + 2 * num_steps, *shape, generator=generator, dtype=dtype))
+        draws.append(torch.randn(1 + K * num_steps, *shape, generator=generator, dtype=dtype))
     draws_PNCHW = torch.stack(draws)
-    fresh_PTbCHW = draws_PNCHW[:, 1:].unflatten(1, (num_steps, 2))
-    return draws_PNCHW[:, 0], fresh_PTbCHW.transpose(0, 1).flatten(1, 2)
+    fresh_PTKCHW = draws_PNCHW[:, 1:].unflatten(1, (num_steps, K))
+    return draws_PNCHW[:, 0], fresh_PTKCHW.transpose(0, 1).flatten(1, 2)
 
 
-@torch.no_grad()
 def roll_out(
     flow: Velocity,
     prompts: Sequence[str],
@@ -80,63 +86,74 @@ def roll_out(
     churn: float,
     times: Sequence[float] | None = None,
 ) -> Trajectories:
-    """Sample both branches of each pair from its one noise.
+    """Sample all branches of each noise; no gradients.
 
     Args:
         flow: What is tuned.
         prompts: P prompts.
-        start_PCHW: Shared noise of each pair.
-        fresh_TBCHW: Independent noise of the branches; its length is the number of steps T.
+        start_PCHW: Shared noise of the branches.
+        fresh_TBCHW: Their independent noise; its length is the number of steps T.
         churn: gamma; 0 would make the branches equal.
         times: T + 1 falling times from 1 to 0; None takes equal steps.
     """
-    num_steps = len(fresh_TBCHW)
+    num_steps, num_branches = len(fresh_TBCHW), fresh_TBCHW.shape[1] // len(prompts)
     if times is None:
         times = [1 - step / num_steps for step in range(num_steps)] + [0.0]
-    doubled = [prompt for prompt in prompts for _ in range(2)]
-    x_BCHW = churn_start(start_PCHW.repeat_interleave(2, 0), fresh_TBCHW[0], churn)
+    texts = [prompt for prompt in prompts for _ in range(num_branches)]
     states, velocities = [], []
-    for step, (t, s) in enumerate(itertools.pairwise(times)):
-        fresh = fresh_TBCHW[step + 1] if s > 0 else torch.zeros_like(x_BCHW)
-        v_BCHW = flow.velocity(x_BCHW, x_BCHW.new_full((len(x_BCHW),), t), doubled)
-        states.append(x_BCHW)
-        velocities.append(v_BCHW)
-        x_BCHW = churn_step(x_BCHW, v_BCHW, t, s, fresh, churn)
-    times_T = torch.tensor(times[:-1], dtype=x_BCHW.dtype)
-    return Trajectories(torch.stack(states), times_T, torch.stack(velocities), x_BCHW)
+    with torch.inference_mode():
+        x_BCHW = churn_start(start_PCHW.repeat_interleave(num_branches, 0), fresh_TBCHW[0], churn)
+        for step, (t, s) in enumerate(itertools.pairwise(times)):
+            fresh = fresh_TBCHW[step + 1] if s > 0 else torch.zeros_like(x_BCHW)
+            v_BCHW = flow.velocity(x_BCHW, x_BCHW.new_full((len(x_BCHW),), t), texts)
+            states.append(x_BCHW)
+            velocities.append(v_BCHW)
+            x_BCHW = churn_step(x_BCHW, v_BCHW, t, s, fresh, churn)
+    # Copies made outside of inference mode: training saves them for its backward pass.
+    times_T = torch.tensor(times[:-1], dtype=x_BCHW.dtype, device=x_BCHW.device)
+    return Trajectories(torch.stack(states), times_T, torch.stack(velocities), x_BCHW.clone())
 
 
-def half_difference(values_B: Tensor) -> Tensor:
-    """(y_i - y_j) / 2 of each row i and its pair's other branch j; any shape after B."""
-    first, second = values_B.unflatten(0, (-1, 2)).unbind(1)
-    half = (first - second) / 2
-    return torch.stack([half, -half], 1).flatten(0, 1)
+def centred(values_B: Tensor, num_branches: int = 2) -> Tensor:
+    """y_i minus the mean of all K branches of its noise; any shape after B.
+
+        y_i - mean_j y_j = (K - 1) / K * (y_i - mean_{j != i} y_j),   K = 2: (y_i - y_j) / 2
+
+    The leave-one-out difference up to a factor that cancels in dR dx / |dx|^2.
+    """
+    values_PK = values_B.unflatten(0, (-1, num_branches))
+    if num_branches == 2:
+        # Exactly antisymmetric, which a mean of two is only up to rounding.
+        half = (values_PK[:, 0] - values_PK[:, 1]) / 2
+        return torch.stack([half, -half], 1).flatten(0, 1)
+    return (values_PK - values_PK.mean(1, keepdim=True)).flatten(0, 1)
 
 
-def finite_difference(
-    rewards_B: Tensor, images_BCHW: Tensor, min_rms: float = 1e-3
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Signal of each row i with partner j.
+def normalised(
+    images_BCHW: Tensor, num_branches: int = 2, min_rms: float = 1e-3
+) -> tuple[Tensor, Tensor]:
+    """Direction of each row i away from the other branches.
 
-        dR = (R_i - R_j) / 2,   dx = (x0_i - x0_j) / 2,   d = dx / (mean(dx^2) + min_rms^2)
+        dx = centred(x0),   d = dx / (mean(dx^2) + min_rms^2)
 
-    Dividing by the mean *square* makes dR * d the gradient of the reward along dx.
+    Dividing by the mean *square* makes dR * d, with dR = centred(R), the gradient of the reward
+    along dx: with x0 = mu + e and R linear, dR d / D = dR dx / |dx|^2 has the mean
+    E[u u^T] grad R, u = dx / |dx|, for any K; K branches give K - 1 independent u.
 
     Args:
-        rewards_B: R.
         images_BCHW: x0.
+        num_branches: K.
         min_rms: Distance below which a pair fades out. The paper's 1e-3 only avoids 0 / 0; where a
             model often draws the same picture twice, such pairs have huge d, no signal, and would
             rule the clipped gradient.
 
     Returns:
-        dR `[B]`, d `[B, C, H, W]`, rms(dx) `[B]`.
+        d `[B, C, H, W]`, rms(dx) `[B]`.
     """
-    dR_B = half_difference(rewards_B)
-    dx_BCHW = half_difference(images_BCHW)
+    dx_BCHW = centred(images_BCHW, num_branches)
     square_B = dx_BCHW.square().flatten(1).mean(1)
     d_BCHW = dx_BCHW / (square_B + min_rms**2)[:, None, None, None]
-    return dR_B, d_BCHW, square_B.sqrt()
+    return d_BCHW, square_B.sqrt()
 
 
 def log_ratio(v_BCHW: Tensor, v_ref_BCHW: Tensor, d_BCHW: Tensor) -> Tensor:

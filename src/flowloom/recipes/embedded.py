@@ -14,6 +14,7 @@ from flowloom.designer.config import GRPOConfig, SFTConfig
 from flowloom.evaluation.config import EvaluateConfig, ReportConfig
 from flowloom.generator.config import PromptsConfig as TunedPromptsConfig
 from flowloom.generator.config import TuneGeneratorConfig
+from flowloom.generator.judging_config import JudgingConfig
 from flowloom.lifecycle.config import GateConfig
 from flowloom.recipes.recipe import Recipe
 from flowloom.reward.config import RewardConfig
@@ -44,8 +45,8 @@ def smoke() -> Recipe:
     prompts = PromptsConfig(num_train=24, num_calibration=8, num_test=12)
     return Recipe(
         tune_generator=TuneGeneratorConfig(
-            num_epochs=2, pairs_per_epoch=8, num_steps=4, num_eval_prompts=8, eval_seeds=1,
-            num_grid_prompts=4, checkpoint_every=1,
+            num_epochs=2, images_per_epoch=16, num_steps=4, checkpoint_every=1,
+            judging=JudgingConfig(num_prompts=8, num_seeds=1, num_grid_prompts=4),
         ),
         build_pairs=BuildPairsConfig(prompts=prompts, num_pairs=200),
         build_triplets=BuildTripletsConfig(

@@ -107,6 +107,16 @@ class TextKeys:
             self.pooled_BD[rows],
         )
 
+    @staticmethod
+    def cat(parts: Sequence[TextKeys]) -> TextKeys:
+        """Stack several batches."""
+        return TextKeys(
+            tuple(torch.cat(keys) for keys in zip(*(p.keys for p in parts), strict=True)),
+            tuple(torch.cat(values) for values in zip(*(p.values for p in parts), strict=True)),
+            torch.cat([p.mask_BL for p in parts]),
+            torch.cat([p.pooled_BD for p in parts]),
+        )
+
 
 class MLP(nn.Module):
     """Two linear maps around a squared ReLU."""
@@ -298,7 +308,7 @@ class ShapesModel(nn.Module):
         out = out.reshape(B, H // p, W // p, C, p, p).permute(0, 3, 1, 4, 2, 5)
         return out.reshape(B, C, H, W)
 
-    def velocity(self, x_BCHW: Tensor, t_B: Tensor, cond: Conditioning) -> Tensor:
+    def velocity(self, x_BCHW: Tensor, t_B: Tensor, cond: Conditioning | TextKeys) -> Tensor:
         """v = (x - x0) / max(t, T_FLOOR), the derivative of x_t along t."""
         x0_BCHW = self(x_BCHW, t_B, cond)
         return (x_BCHW - x0_BCHW) / t_B.clamp(min=T_FLOOR)[:, None, None, None]
