@@ -152,7 +152,7 @@ def generator_dir(tmp_path):
     folder.mkdir()
     _grid(folder / "grid_before.png", 0)
     _grid(folder / "grid_after.png", 1)
-    (folder / "file.json").write_text(json.dumps({"name": "shapes-base-fdfo.safetensors"}))
+    (folder / "files.json").write_text(json.dumps([{"name": "shapes-base-fdfo.safetensors"}]))
     before = {"serve/score": 0.31, "serve/single": 0.4, "serve/out_of_range": 0.01}
     after = {"serve/score": 0.55, "serve/single": 0.7, "serve/out_of_range": 0.02}
     epochs = [{"images": 64 * (k + 1), "train/reward": 0.3 + 0.02 * k**0.7} for k in range(30)]

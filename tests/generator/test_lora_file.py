@@ -113,7 +113,7 @@ def test_every_key_is_checked(tmp_path):
         save_file({k: v for k, v in {**tensors, **change}.items() if v is not None}, path)
         with pytest.raises(ValueError, match=said):
             read_lora(path, adapter, "shapes")
-    with pytest.raises(ValueError, match="62 missing .* 18 unexpected"):
+    with pytest.raises(ValueError, match=r"62 missing .* 18 unexpected"):
         read_lora(path, Adapter(sd3(), SD3_CONFIG, seed=0), "diffusers")
     path.write_bytes(b"torn")
     with pytest.raises(ValueError, match="damaged file"):

@@ -193,7 +193,7 @@ def _generator(folder: Path) -> dict[str, Any] | None:
         return None
     curve = json.loads((folder / "curve.json").read_text())
     points = [(row["images"], row["train/reward"]) for row in curve["epochs"]]
-    file = json.loads((folder / "file.json").read_text())
+    file = json.loads((folder / "files.json").read_text())[0]
     kinds = sorted(
         key.removeprefix("serve/")
         for key in curve["before"]

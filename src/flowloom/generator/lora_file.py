@@ -31,7 +31,7 @@ from flowloom.generator.adapters import Adapter, check_tensors
 Form = Literal["shapes", "diffusers"]
 PREFIX = "transformer."
 MAX_ERROR = 2e-3
-"""Largest change of a layer's B A by the file's rounding, in Frobenius norms, as a share of the most
+"""Largest change of a layer's B A by rounding, in Frobenius norms, as a share of the most
 tuned layer's B A; float16 of plain values changes it by 3e-4."""
 # safetensors writes several entries in a random order; one keeps equal content equal bytes.
 _METADATA = {"format": "pt"}

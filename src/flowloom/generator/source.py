@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 from flowloom.generator.adapters import Adapter
 from flowloom.generator.config import TuneGeneratorConfig
-from flowloom.generator.lora_file import write_lora
+from flowloom.generator.export import CHECKPOINT, FOLDERS, Exported, export, sd3_record
 from flowloom.generator.velocity import Generator, ShapesFlow
-from flowloom.render.models import ModelStore, file_record
-from flowloom.runs import write_json
-from flowloom.shapes.model import ShapesModel, load, save
-
-FOLDER = "checkpoints"
-LORA_FOLDER = "loras"
+from flowloom.render.models import ModelStore
+from flowloom.shapes.model import load
 
 
 def load_generator(config: TuneGeneratorConfig, prompts: Sequence[str]) -> Generator:
@@ -44,43 +39,26 @@ def load_generator(config: TuneGeneratorConfig, prompts: Sequence[str]) -> Gener
     return ShapesFlow(model, config.guidance, base=base, adapter=adapter)
 
 
-def write_generator(config: TuneGeneratorConfig, flow: Generator, out: Path) -> Generator:
-    """Write the tuned files and `file.json`, their catalogue record; return what they load as.
+def write_generator(
+    config: TuneGeneratorConfig, flow: Generator, out: Path
+) -> tuple[Generator, Exported]:
+    """Write what was tuned, with its catalogue records (`flowloom.generator.export`).
 
-    A shapes checkpoint is written whole, and its LoRA beside it where it has one; of a pipeline
-    only the LoRA.
+    Returns:
+        What the files load as, and what was written.
     """
+    facts = {"name": config.name, "card": config.card}
     if isinstance(flow, ShapesFlow):
-        path = out / "models" / FOLDER / config.name
-        save(path, _merged(flow))
-        if flow.adapter is not None:
-            write_lora(out / "models" / LORA_FOLDER / config.name, flow.adapter, "shapes")
-        file = ModelStore.open(None).catalogue.file(FOLDER, config.base)
-        assert file is not None, "the base was loaded from there"
-        record = file_record(
-            path,
-            FOLDER,
-            family=file.family,
-            role=file.role,
-            licence=file.licence,
-            card=config.card,
-        )
-        write_json(out / "file.json", dataclasses.asdict(record))
-        return ShapesFlow(load(path), config.guidance, base=flow.base)
+        base = ModelStore.open(None).catalogue.file(FOLDERS[CHECKPOINT], config.base)
+        assert base is not None, "the base was loaded from there"
+        exported = export(out, model=flow.model, adapter=flow.adapter, base=base, **facts)
+        tuned = load(out / "models" / FOLDERS[CHECKPOINT] / config.name)
+        return ShapesFlow(tuned, config.guidance, base=flow.base), exported
     from flowloom.generator.sd3 import SD3Flow
 
     assert isinstance(flow, SD3Flow)
-    path = out / "models" / LORA_FOLDER / config.name
-    write_lora(path, flow.adapter, "diffusers")
-    record = file_record(path, LORA_FOLDER, family="sd35", licence="", card=config.card)
-    write_json(out / "file.json", dataclasses.asdict(record))
-    return flow
-
-
-def _merged(flow: ShapesFlow) -> ShapesModel:
-    """The tuned model as one without an adapter."""
-    if flow.adapter is None:
-        return flow.model
-    model = ShapesModel(flow.model.config)
-    model.load_state_dict(flow.adapter.merged())
-    return model
+    assert config.sd3 is not None, "it was loaded from there"
+    sizes = flow.transformer.config
+    base = sd3_record(config.sd3.name_or_path, sizes.num_layers, sizes.dual_attention_layers)
+    exported = export(out, model=flow.transformer, adapter=flow.adapter, base=base, **facts)
+    return flow, exported

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from flowloom.config import check
 from flowloom.generator.balance import Balance
+from flowloom.generator.card import CARD, write_card
 from flowloom.generator.config import FDFOConfig, TuneGeneratorConfig
 from flowloom.generator.evaluation import draw_rows, judge, times
 from flowloom.generator.fdfo import FDFO
@@ -46,7 +47,7 @@ _PROMPTS, _NOISE, _SHUFFLE, _EVALUATION = range(4)
 
 
 def tune_generator(config: TuneGeneratorConfig, run: Run) -> dict[str, float]:
-    """Tune a generator; write its files, their catalogue record, grids and curve.
+    """Tune a generator; write its files, their catalogue records, card, grids and curve.
 
     Raises:
         ValueError: The base is not to be had, or the epoch cannot be shared or cut as configured.
@@ -167,7 +168,7 @@ def tune_generator(config: TuneGeneratorConfig, run: Run) -> dict[str, float]:
     shown = held_out[: config.judging.num_grid_prompts]
     rows = draw_rows(Untuned(flow), held_out, config.judging)
     write_grid(run.out / "grid_before.png", shown, rows)
-    tuned = write_generator(config, flow, run.out)
+    tuned, exported = write_generator(config, flow, run.out)
     after = _judge(config, tuned, rubric, setting, held_out)
     rows = draw_rows(tuned, held_out, config.judging)
     write_grid(run.out / "grid_after.png", shown, rows)
@@ -176,6 +177,7 @@ def tune_generator(config: TuneGeneratorConfig, run: Run) -> dict[str, float]:
     metrics |= {f"generator/{key.replace('/', '_')}_after": value for key, value in after.items()}
     metrics["generator/lift"] = after["serve/score"] - before["serve/score"]
     metrics["generator/images"] = float(curve[-1]["images"])
+    write_card(run.out / CARD, config, exported, metrics)
     return metrics
 
 
