@@ -8,7 +8,9 @@ Facts pinned here:
   the reward in per-step biases >= 0.94 (measured 0.960-0.962), summed over steps >= 0.97 (measured
   0.990-0.992); negated d turns both around.
 - Anisotropic Gaussian: the step in v follows E[u u^T] grad R (>= 0.98), not grad R (>= 0.8).
-- Swapping the branches of a pair changes nothing.
+- Two branches are exactly the pair: (R_i - R_j) / 2. With K > 2 a row is compared with the mean of
+  the others, and 4 branches point closer to the true gradient than as many pictures in pairs.
+- Permuting the branches permutes their signals and nothing else.
 """
 
 import pytest
@@ -35,23 +37,23 @@ class BiasedFlow:
         return self.flow.velocity(x_BCHW, t_B, prompts) + self.bias_TCHW[steps]
 
 
-def fdfo_direction(policy, slope_CHW, num_pairs, seed, churn=0.0025, sign=1.0):
+def fdfo_direction(policy, slope_CHW, num_noises, seed, churn=0.0025, sign=1.0, num_branches=2):
     """-dL/dbias of one epoch, and the unit picture differences."""
-    start, fresh = pairs.pair_noise(
-        range(seed * 10_000, seed * 10_000 + num_pairs), T, SHAPE, torch.float64
-    )
-    prompts = [""] * num_pairs
-    paths = pairs.roll_out(policy, prompts, start, fresh, churn)
+    seeds = range(seed * 10_000, seed * 10_000 + num_noises)
+    start, fresh = pairs.branch_noise(seeds, T, SHAPE, num_branches, torch.float64)
+    paths = pairs.roll_out(policy, [""] * num_noises, start, fresh, churn)
     rewards_B = (paths.images_BCHW * slope_CHW).flatten(1).sum(1)
-    dR_B, d_BCHW, rms_B = pairs.finite_difference(rewards_B, paths.images_BCHW, min_rms=1e-6)
+    dR_B = pairs.centred(rewards_B, num_branches)
+    d_BCHW, rms_B = pairs.normalised(paths.images_BCHW, num_branches, min_rms=1e-6)
     c_B = pairs.trust_clip(rms_B, D, trust=1.0)
     loss = 0
     for step, t in enumerate(paths.times_T):
-        v = policy.velocity(paths.states_TBCHW[step], t.expand(2 * num_pairs), prompts * 2)
+        x_BCHW = paths.states_TBCHW[step]
+        v = policy.velocity(x_BCHW, t.expand(len(x_BCHW)), [""] * len(x_BCHW))
         log_rho_B = pairs.log_ratio(v, paths.velocities_TBCHW[step], sign * d_BCHW)
         loss = loss + pairs.surrogate(log_rho_B, dR_B, c_B).mean()
     (gradient,) = torch.autograd.grad(loss, policy.bias_TCHW)
-    return -gradient, F.normalize(pairs.half_difference(paths.images_BCHW).flatten(1), dim=1)
+    return -gradient, F.normalize(pairs.centred(paths.images_BCHW, num_branches).flatten(1), dim=1)
 
 
 def true_direction(policy, slope_CHW, num_rows, seed):
@@ -98,7 +100,7 @@ def test_churn_start_is_still_unit_noise():
 def test_gradient_of_one_pair():
     images = torch.randn(2, *SHAPE, dtype=torch.float64)
     rewards = torch.tensor([0.9, 0.2], dtype=torch.float64)
-    dR, d, rms = pairs.finite_difference(rewards, images)
+    dR, (d, rms) = pairs.centred(rewards), pairs.normalised(images)
     dx = (images[0] - images[1]) / 2
     torch.testing.assert_close(dR, torch.tensor([0.35, -0.35], dtype=torch.float64))
     torch.testing.assert_close(d[0], dx / (dx.square().mean() + 1e-6))
@@ -157,8 +159,8 @@ def test_anisotropic_gaussian_gives_a_preconditioned_gradient():
 
 
 def test_noise_of_a_pair_does_not_depend_on_the_batch():
-    start, fresh = pairs.pair_noise([3, 4, 5], 2, SHAPE)
-    alone, fresh_alone = pairs.pair_noise([4], 2, SHAPE)
+    start, fresh = pairs.branch_noise([3, 4, 5], 2, SHAPE)
+    alone, fresh_alone = pairs.branch_noise([4], 2, SHAPE)
     assert torch.equal(start[1], alone[0])
     assert torch.equal(fresh[:, 2:4], fresh_alone)
     assert not torch.equal(fresh[0, 2], fresh[0, 3])
@@ -166,7 +168,48 @@ def test_noise_of_a_pair_does_not_depend_on_the_batch():
 
 def test_close_pairs_fade_out():
     images = torch.stack([torch.zeros(SHAPE), torch.full(SHAPE, 1e-3)])
-    _, near, _ = pairs.finite_difference(torch.tensor([1.0, 0.0]), images, min_rms=0.05)
-    _, far, _ = pairs.finite_difference(torch.tensor([1.0, 0.0]), images * 200, min_rms=0.05)
+    near, _ = pairs.normalised(images, min_rms=0.05)
+    far, _ = pairs.normalised(images * 200, min_rms=0.05)
     assert float(near.abs().max()) < 0.3
     assert float(far.abs().max()) == pytest.approx(0.1 / (0.1**2 + 0.05**2), rel=1e-4)
+
+
+def test_two_branches_are_the_pair():
+    values = torch.tensor([0.9, 0.2, 0.1, 0.4], dtype=torch.float64)
+    expected = torch.tensor([0.35, -0.35, -0.15, 0.15], dtype=torch.float64)
+    torch.testing.assert_close(pairs.centred(values), expected)
+
+
+def test_more_branches_leave_one_out():
+    values = torch.randn(8, 3, dtype=torch.float64)
+    centred = pairs.centred(values, 4)
+    for row in range(8):
+        others = [o for o in range(row // 4 * 4, row // 4 * 4 + 4) if o != row]
+        expected = 3 / 4 * (values[row] - values[others].mean(0))
+        torch.testing.assert_close(centred[row], expected)
+
+
+@pytest.mark.parametrize("num_branches", [2, 3, 5])
+def test_permuted_branches_permute_their_signals(num_branches):
+    order = torch.arange(2 * num_branches).view(2, -1).roll(1, 1).flatten()
+    images = torch.randn(2 * num_branches, *SHAPE, dtype=torch.float64)
+    d, rms = pairs.normalised(images, num_branches)
+    d_permuted, rms_permuted = pairs.normalised(images[order], num_branches)
+    torch.testing.assert_close(d_permuted, d[order])
+    torch.testing.assert_close(rms_permuted, rms[order])
+
+
+def test_more_branches_point_closer_to_the_gradient():
+    policy, slope = world(torch.full(SHAPE, 0.25, dtype=torch.float64))
+    truth = true_direction(policy, slope, 500, 0).sum(0)
+    cosines = {2: [], 4: []}
+    for seed in range(4):
+        for num_branches, found in cosines.items():
+            step, units_BD = fdfo_direction(
+                policy, slope, 64 // num_branches, seed, num_branches=num_branches
+            )
+            found.append(cosine(step.sum(0), truth))
+            if num_branches == 4:
+                preconditioned = units_BD.T @ (units_BD @ slope.flatten())
+                assert cosine(-step.sum(0), preconditioned) >= 0.97
+    assert sum(cosines[4]) > sum(cosines[2]) + 0.1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+# The defaults are frozen, so that instances may share them.
+# ruff: noqa: RUF009
 import dataclasses
 from typing import Literal
 
@@ -184,7 +186,7 @@ class TuneGeneratorConfig:
     """Largest gradient norm."""
     watch: WatchConfig | None = None
     """Looks at held-out prompts during tuning; None takes none."""
-    judging: JudgingConfig = JudgingConfig()  # noqa: RUF009 - frozen
+    judging: JudgingConfig = JudgingConfig()
     """How the generator is judged before and after."""
     checkpoint_every: int = 3
     """Epochs between checkpoints of an unfinished run."""
