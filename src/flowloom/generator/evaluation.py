@@ -65,7 +65,7 @@ def judge(
     for name, setting in (("serve", config.serve), ("tuned", tuned)):
         flow = generator.with_guidance(setting.guidance)
         found = _measure(flow, setting, doubled, noise_BCHW, config, [*rubrics, *held_out], look)
-        found["drift"] = _drift(flow, setting, doubled, noise_BCHW, config)
+        found["drift/velocity"] = _drift(flow, setting, doubled, noise_BCHW, config)
         values |= {f"{name}/{key}": np.round(v_P, NUM_DIGITS) for key, v_P in found.items()}
     return Judged(
         prompts=tuple(prompts),
@@ -167,7 +167,7 @@ def _measure(
     score_PS = values_PS[f"score/{rubrics[0].name}/score"]
     satisfied_PS = score_PS > config.satisfied_score
     apart = diversity(np.concatenate(features).reshape(*score_PS.shape, -1), satisfied_PS)
-    found = {"score": score_PS, "satisfied": satisfied_PS, **values_PS}
+    found = {"score": score_PS, "satisfied/share": satisfied_PS, **values_PS}
     return {name: values.mean(1, dtype=float) for name, values in found.items()} | {
         "diversity/all": apart.all_P,
         "diversity/satisfied": apart.satisfied_P,
@@ -187,7 +187,7 @@ def _drift(
     parts = []
     for first in range(0, len(used), config.rows_per_pass):
         rows = used[first : first + config.rows_per_pass]
-        texts = [doubled[row] for row in rows]
+        texts = [doubled[int(row)] for row in rows]
         parts.append(drift(flow, texts, noise_BCHW[torch.from_numpy(rows)], times(setting)))
     drift_B = torch.cat(parts).double().numpy()
     return drift_B.reshape(-1, config.num_drift_seeds).mean(1)

@@ -5,13 +5,13 @@ tuned).
 
     score                        mean score of the first rubric
     score/<rubric>/<column>      mean of the score and of each term, rubrics not trained on included
-    satisfied                    share of pictures that satisfy their prompt
+    satisfied/share              share of pictures that satisfy their prompt
     error/<name>                 errors that `picture_facts` knows; less is better
     out_of_range                 share of values beyond +-1.05: a first sign of a hacked reward
     spread                       deviation of pixels over the seeds of a prompt
     diversity/all, /satisfied    mean feature distance of two seeds; of two that satisfy the prompt
     diversity/wrong              part of `all` in pairs with a picture that does not satisfy
-    drift                        mean (v - v_base)^2 along the base's own paths
+    drift/velocity               mean (v - v_base)^2 along the base's own paths
 
 Shapes: P prompts.
 """
@@ -96,8 +96,15 @@ class Judged:
     def from_dict(cls, row: Mapping[str, Any]) -> Judged:
         """The inverse of `to_dict`."""
         values = {name: np.array(values, float) for name, values in row["values"].items()}
-        lists = {name: tuple(row[name]) for name in _LISTS}
-        return cls(**lists, values=values, num_images=row["num_images"])
+        prompts, kinds, trained, held_out = (tuple(row[name]) for name in _LISTS)
+        return cls(
+            prompts=prompts,
+            kinds=kinds,
+            trained=trained,
+            held_out=held_out,
+            values=values,
+            num_images=row["num_images"],
+        )
 
 
 _LISTS = ("prompts", "kinds", "trained", "held_out")
@@ -129,10 +136,12 @@ def describe(base: Judged, tuned: Judged, setting: str = "serve") -> list[str]:
     kinds = zip(base.kind_scores(setting).items(), tuned.kind_scores(setting).values(), strict=True)
     by_kind = [f"{kind} {old.mean:.2f} -> {new.mean:.2f}" for (kind, old), new in kinds]
     lines.append(f"By kind of prompt: {', '.join(by_kind)}.")
-    share = _change(base, tuned, f"{setting}/satisfied")
+    share = _change(base, tuned, f"{setting}/satisfied/share")
     lines.append(f"Pictures that satisfy their prompt, share: {share}.")
     for names, what in ((base.trained, "trained on"), (base.held_out, "not trained on")):
         for name in _columns(base, setting, names):
+            if name == f"{setting}/score/{base.trained[0]}/score":
+                continue
             label = name.removeprefix(f"{setting}/score/").replace("/", ", ")
             lines.append(f"Reward {what}, {label}: {_change(base, tuned, name)}.")
     lines += _diversity_lines(base, tuned, setting)
@@ -143,7 +152,7 @@ def describe(base: Judged, tuned: Judged, setting: str = "serve") -> list[str]:
     lines.append(
         f"Values out of range, share: {_change(base, tuned, f'{setting}/out_of_range', 4)}."
     )
-    drift = tuned.interval(f"{setting}/drift")
+    drift = tuned.interval(f"{setting}/drift/velocity")
     lines.append(
         f"Drift from the base, mean squared velocity along its paths: {drift.mean:.4f} "
         f"({drift.low:.4f} to {drift.high:.4f})."
@@ -154,12 +163,12 @@ def describe(base: Judged, tuned: Judged, setting: str = "serve") -> list[str]:
 def signs_of_hacking(base: Judged, tuned: Judged, setting: str = "serve") -> list[str]:
     """What speaks against a gain, one line each; empty where nothing does.
 
-    A reward that was not trained on fell, errors to clean drawings or the share of values out of
-    range grew, or pictures that satisfy their prompt became alike: each by more than the prompts'
-    chance allows.
+    A reward that was not trained on fell, or a term of one that was (an easy term can starve the
+    others); errors to clean drawings or the share of values out of range grew; pictures that
+    satisfy their prompt became alike: each by more than the prompts' chance allows.
     """
     signs = []
-    for name in _columns(base, setting, base.held_out):
+    for name in _columns(base, setting, [*base.trained, *base.held_out]):
         if gain(base, tuned, name).high < 0:
             signs.append(f"{name} fell: {_change(base, tuned, name)}")
     for name in base.values:

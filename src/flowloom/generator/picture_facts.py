@@ -57,7 +57,7 @@ def look_at_shapes(prompts: Sequence[str], images_BCHW: Tensor) -> PictureFacts:
 
     Errors, mean squared per value: `shown`, to the best clean drawing of what is seen on the
     picture; `asked`, to a clean drawing of what the prompt asks for, at the places where that is
-    seen best.
+    seen best. An object for which nothing is seen costs what leaving it out of a drawing would.
 
     Raises:
         ValueError: A prompt is outside the language.
@@ -75,8 +75,9 @@ def look_at_shapes(prompts: Sequence[str], images_BCHW: Tensor) -> PictureFacts:
             _placed(odds_OSZK[o], centers_O2[o]) for o in range(len(exists_O)) if exists_O[o] > 0
         ]
         shown.append(redrawing_error(picture, found, only_better=True))
-        wanted = _wanted(spec, exists_O, odds_OSZK, centers_O2)
-        asked.append(redrawing_error(picture, wanted, only_better=False))
+        wanted, missing = _wanted(spec, exists_O, odds_OSZK, centers_O2)
+        error = redrawing_error(picture, wanted, only_better=False)
+        asked.append(error + sum(map(_energy, missing)) / picture.size)
     errors = {"shown": np.array(shown), "asked": np.array(asked)}
     return PictureFacts(object_maps(seen), errors)
 
@@ -132,12 +133,21 @@ def _placed(odds_SZK: np.ndarray, center_2: np.ndarray) -> Placed:
     return Placed(SHAPES[shape], COLORS[color], SIZES[size], int(row), int(column))
 
 
+def _energy(item: Placed) -> float:
+    """Squared difference that an object makes to the background."""
+    tint_3 = np.asarray(PALETTE[item.color]) - BACKGROUND
+    return float(MASKS[item.shape, item.size].sum() * np.square(tint_3).sum())
+
+
 def _wanted(
     spec: PromptSpec, exists_O: np.ndarray, odds_OSZK: np.ndarray, centers_O2: np.ndarray
-) -> list[Placed]:
-    """What a prompt asks for, each object where it is seen best; what it leaves open is as seen."""
-    free = np.ones(len(exists_O), bool)
-    placed = []
+) -> tuple[list[Placed], list[Placed]]:
+    """What a prompt asks for: each object where it is seen best, and those that nothing is seen of.
+
+    What the prompt leaves open is as seen.
+    """
+    free = exists_O > 0
+    placed, missing = [], []
     for item in spec.objects:
         named_SZK = np.ones(odds_OSZK.shape[1:])
         named_SZK *= np.array([item.shape == name for name in SHAPES])[:, None, None]
@@ -147,7 +157,10 @@ def _wanted(
         match_OSZK = (odds_OSZK + 1e-9) * named_SZK
         value_O = match_OSZK.sum((1, 2, 3)) * exists_O
         for _ in range(item.count):
+            if not free.any():
+                missing.append(_placed(named_SZK, np.zeros(2)))
+                continue
             best = int(np.where(free, value_O, -1).argmax())
             free[best] = False
             placed.append(_placed(match_OSZK[best], centers_O2[best]))
-    return placed
+    return placed, missing
