@@ -197,7 +197,9 @@ def _generator(folder: Path) -> dict[str, Any] | None:
     kinds = sorted(
         key.removeprefix("serve/")
         for key in curve["before"]
+        # Other measures have names of three parts.
         if key.startswith("serve/")
+        and key.count("/") == 1
         and key not in ("serve/score", "serve/out_of_range", "serve/spread")
     )
     return {
