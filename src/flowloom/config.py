@@ -129,9 +129,9 @@ def _coerce(value: Any, hint: Any, path: str) -> Any:
         if value is None and type(None) in options:
             return None
         nested = [option for option in options if dataclasses.is_dataclass(option)]
-        if nested and isinstance(value, (Mapping, *nested)):
-            if not isinstance(value, Mapping):
-                return value
+        if type(value) in nested:
+            return value
+        if nested and isinstance(value, Mapping):
             fitting = [option for option in nested if _fits(option, value)]
             return _coerce(value, (fitting or nested)[0], path)
         plain = [option for option in options if option not in (*nested, type(None))]

@@ -7,8 +7,11 @@ from typing import Any
 
 _HOMES = {
     "Rubric": "rubric",
+    "RubricConfig": "config",
     "Standard": "standard",
     "Term": "rubric",
+    "TermConfig": "config",
+    "build_rubric": "build",
     "get_rubric": "rubric",
     "score_images": "rubric",
     "shapes_rubric": "rubric",

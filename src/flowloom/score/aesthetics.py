@@ -12,16 +12,16 @@ import itertools
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flowloom.config import check
 from flowloom.score.clip import Encoder, read_encoder
-from flowloom.score.models import ModelConfig, ModelScorer
+from flowloom.score.config import AestheticsConfig
+from flowloom.score.models import ModelScorer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,23 +30,6 @@ WIDTHS = (768, 1024, 128, 64, 16, 1)
 """Of the head."""
 LAYERS = (0, 2, 4, 6, 7)
 """Its linear layers among those of its state dict, `layers.<index>`; the others are dropout."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AestheticsConfig(ModelConfig):
-    """LAION aesthetics."""
-
-    kind: Literal["aesthetics"] = "aesthetics"
-    """Tells the scorers apart."""
-    model: str = "openai/clip-vit-large-patch14"
-    """Folder with the CLIP model, its tokenizer and image processor, or name on the hub."""
-    head: str = "sac+logos+ava1-l14-linearMSE.pth"
-    """File with the head's state dict, as LAION gives it out or as safetensors."""
-
-    def __post_init__(self) -> None:
-        """Check the fields."""
-        super().__post_init__()
-        check(bool(self.head), "head", self.head, "a file")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,49 +13,19 @@ Shapes: B pictures or texts, D embedding.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flowloom.score.models import ModelConfig, ModelScorer, device_of, read_model, read_part, shared
+from flowloom.score.config import AlignmentConfig, HPSConfig, ModelConfig, PickScoreConfig
+from flowloom.score.models import ModelScorer, device_of, read_model, read_part, shared
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PickScoreConfig(ModelConfig):
-    """PickScore: which picture people would pick, times CLIP's scale."""
-
-    kind: Literal["pickscore"] = "pickscore"
-    """Tells the scorers apart."""
-    model: str = "yuvalkirstain/PickScore_v1"
-    """Folder with a CLIP model, its tokenizer and image processor, or name on the hub."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class HPSConfig(ModelConfig):
-    """HPS v2: human preference, in weights of transformers' CLIP layout."""
-
-    kind: Literal["hps"] = "hps"
-    """Tells the scorers apart."""
-    model: str = "adams-story/HPSv2-hf"
-    """Folder with a CLIP model, its tokenizer and image processor, or name on the hub."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AlignmentConfig(ModelConfig):
-    """CLIP alignment: cosine of picture and prompt."""
-
-    kind: Literal["clip"] = "clip"
-    """Tells the scorers apart."""
-    model: str = "openai/clip-vit-large-patch14"
-    """Folder with a CLIP model, its tokenizer and image processor, or name on the hub."""
 
 
 class Encoder:

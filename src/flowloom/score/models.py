@@ -7,7 +7,6 @@ a score does not depend on which libraries are installed.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import threading
 import weakref
@@ -15,13 +14,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flowloom.config import check
+from flowloom.score.config import ModelConfig
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,27 +28,6 @@ if TYPE_CHECKING:
 LoadedT = TypeVar("LoadedT")
 _SHARED: weakref.WeakValueDictionary[Any, Any] = weakref.WeakValueDictionary()
 _LOCK = threading.RLock()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Where a frozen model is and how it runs."""
-
-    model: str
-    """Folder with weights and processor, or name on the hub."""
-    revision: str | None = None
-    """Commit of a hub model; None takes its newest."""
-    batch_size: int = 16
-    """Pictures in one forward pass; changes no score beyond rounding."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the weights."""
-    device: str = "auto"
-    """Where it runs, as torch names it; `auto` is the process's own GPU, else the CPU."""
-
-    def __post_init__(self) -> None:
-        """Check the fields."""
-        check(bool(self.model), "model", self.model, "a folder or a name")
-        check(self.batch_size >= 1, "batch_size", self.batch_size, ">= 1")
 
 
 class ModelScorer(ABC):

@@ -12,7 +12,7 @@ and so the score is any finite number. `flowloom.score.standard` has scores in u
 spread.
 
 To add a scorer, write one function in `flowloom.score.scorers` and name it in one `Term`; those
-with a model are put together by `flowloom.score.config.build_rubric`.
+with a model are put together by `flowloom.score.build.build_rubric`.
 """
 
 from __future__ import annotations

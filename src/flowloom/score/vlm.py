@@ -14,47 +14,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from flowloom.config import check
-from flowloom.score.models import ModelConfig, ModelScorer, device_of, read_model, read_part, shared
+from flowloom.score.config import VLMConfig
+from flowloom.score.models import ModelScorer, device_of, read_model, read_part, shared
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class VLMConfig(ModelConfig):
-    """A vision-language model, its question and the answers that count."""
-
-    kind: Literal["vlm"] = "vlm"
-    """Tells the scorers apart."""
-    model: str = "Qwen/Qwen2.5-VL-7B-Instruct"
-    """Folder with the model and its processor, or name on the hub."""
-    batch_size: int = 8
-    """Pictures in one forward pass; changes no score beyond rounding."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """Of the weights."""
-    question: str = 'Does this image show "{prompt}"? Answer Yes or No.'
-    """What is asked about a picture; `{prompt}` is replaced."""
-    yes: tuple[str, ...] = ("Yes", "yes")
-    """Answers that agree; the first token of each counts."""
-    no: tuple[str, ...] = ("No", "no")
-    """Answers that do not."""
-    over: Literal["answers", "vocabulary"] = "answers"
-    """What P(yes) is a share of: the answers above, or all tokens."""
-
-    def __post_init__(self) -> None:
-        """Check the fields."""
-        super().__post_init__()
-        once = self.question.count("{prompt}") == 1
-        check(once, "question", self.question, "{prompt} once")
-        for name in ("yes", "no"):
-            words = getattr(self, name)
-            check(bool(words) and all(words), name, words, "at least one word")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +120,7 @@ def _without_videos(config: VLMConfig) -> Any:
     from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-    kind = PROCESSOR_MAPPING[type(read_part(AutoConfig, config, "a configuration"))]
+    kind: Any = PROCESSOR_MAPPING[type(read_part(AutoConfig, config, "a configuration"))]
 
     class Pictures(kind):
         def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
