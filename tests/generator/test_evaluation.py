@@ -24,6 +24,7 @@ from flowloom.generator import charts, evaluation
 from flowloom.generator.evaluation import draw, draw_rows, drift, judge, noise, times
 from flowloom.generator.judged import Judged, describe, gain, ratio, signs_of_hacking
 from flowloom.generator.judging_config import JudgingConfig, Setting
+from flowloom.generator.picture_facts import PictureFacts
 from flowloom.generator.pictures import write_comparison, write_grid
 from flowloom.score.rubric import Rubric, Term, get_rubric
 from flowloom.shapes import drawing
@@ -74,11 +75,17 @@ BRIGHT = Rubric("bright", (Term("brightness", brightness),))
 DARK = Rubric("dark", (Term("darkness", darkness),))
 
 
+def look(prompts, images_BCHW):
+    # Detections on flat grey would hang on rounding.
+    brightness_B1 = images_BCHW.double().flatten(1).mean(1, keepdim=True).numpy()
+    return PictureFacts(brightness_B1, {"shown": np.full(len(prompts), 0.25)})
+
+
 def judge_levels(levels, base=None, config=CONFIG, **more):
     painter = Painter(
         dict(zip(PROMPTS, levels, strict=True)), base and dict(zip(PROMPTS, base, strict=True))
     )
-    return judge(painter, PROMPTS, config, [BRIGHT], TUNED, held_out=[DARK], **more)
+    return judge(painter, PROMPTS, config, [BRIGHT], TUNED, held_out=[DARK], look=look, **more)
 
 
 def test_values_by_hand():
@@ -254,10 +261,8 @@ def test_signs_of_hacking():
     assert not any("bright" in sign for sign in signs)
     # A term of a reward that was trained on may starve beside the others.
     starved = base.values | {"serve/score/bright/brightness": np.zeros(4)}
-    signs = signs_of_hacking(base, dataclasses.replace(base, values=starved))
-    assert signs == [
-        "serve/score/bright/brightness fell: 0.550 -> 0.000, -0.550 (-0.750 to -0.250)"
-    ]
+    (sign,) = signs_of_hacking(base, dataclasses.replace(base, values=starved))
+    assert sign.startswith("serve/score/bright/brightness fell: 0.550 -> 0.000, -0.550 (-0.")
     grown = dataclasses.replace(
         base, values=base.values | {"serve/error/shown": base.values["serve/error/shown"] * 1.2}
     )
@@ -276,6 +281,10 @@ def test_words():
     assert "Reward not trained on, dark, score: 0.475 -> 0.440, -0.035" in text
     assert "Diversity among pictures that satisfy their prompt: 1.00 (1.00 to 1.00)" in text
     assert "2 prompts counted, 2 left out" in text
+    one = dataclasses.replace(CONFIG, num_seeds=1)
+    alone = judge_levels([0.0, 0.2, 0.4, -0.4], config=one)
+    lines += describe(alone, alone)
+    assert "Diversity: not known from one picture per prompt." in lines
     assert all("\n" not in line and "nan" not in line for line in lines)
 
 

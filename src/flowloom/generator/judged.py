@@ -65,8 +65,9 @@ class Judged:
 
     def wrong_share(self, setting: str = "serve") -> Interval:
         """Share of the spread that lies in pairs with a picture that does not satisfy."""
-        names = (f"{setting}/diversity/wrong", f"{setting}/diversity/all")
-        return ratio_interval(*(self.values[name] for name in names))
+        wrong_P, all_P = (self.values[f"{setting}/diversity/{name}"] for name in ("wrong", "all"))
+        # Of no spread at all nothing is wrong.
+        return ratio_interval(wrong_P, all_P) if all_P.any() else mean_interval(wrong_P)
 
     def summary(self) -> dict[str, float]:
         """Means by name, standard errors as `<name>/se`, scores by kind as `<setting>/<kind>`.
@@ -186,6 +187,8 @@ def signs_of_hacking(base: Judged, tuned: Judged, setting: str = "serve") -> lis
 def _diversity_lines(base: Judged, tuned: Judged, setting: str) -> list[str]:
     kept = ratio(base, tuned, f"{setting}/diversity/satisfied")
     everything = ratio(base, tuned, f"{setting}/diversity/all")
+    if not everything.n:
+        return ["Diversity: not known from one picture per prompt."]
     left_out = len(base.prompts) - kept.n
     if not kept.n:
         first = "not known, no prompt has two such pictures on both sides"
