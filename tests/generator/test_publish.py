@@ -35,6 +35,10 @@ CHECKPOINT_PIXELS = 3e-3
 FACTS = {
     "generator/serve_score_before": 0.25,
     "generator/serve_score_after": 0.75,
+    "generator/serve_score_se_before": 0.0625,
+    "generator/serve_score_se_after": 0.125,
+    "generator/serve_single_before": 0.5,
+    "generator/serve_single_after": 0.625,
     "generator/lift": 0.5,
     IMAGES: 1920.0,
 }
@@ -195,7 +199,8 @@ def test_the_card_says_how_it_was_made_and_how_it_is_used(run, tmp_path):
         "license: apache-2.0", "base_model: a.safetensors", "tags: [lora]", "Better at circles.",
         "Finite Difference Flow Optimization (arXiv 2603.12893)", "| reward | shapes |",
         "| pictures rendered | 1,920 |", "| optimiser steps | 120,", "LoRA of rank 4, alpha 6.0",
-        "| serve_score | 0.250 | 0.750 |", "- best on stars: 0.9", "*LoraLoader*", LORA, NAME,
+        "| serve_score | 0.250 +- 0.062 | 0.750 +- 0.125 |\n| serve_single | 0.500 | 0.625 |\n",
+        "- best on stars: 0.9", "*LoraLoader*", LORA, NAME,
     ):  # fmt: skip
         assert said in text, said
     files = (read_files(run[0])["lora"][0],)

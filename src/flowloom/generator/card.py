@@ -94,15 +94,22 @@ def _facts(
 
 
 def _figures(metrics: Mapping[str, float], comparisons: Sequence[str]) -> str:
-    names = [key.removesuffix("_before") for key in metrics if key.endswith("_before")]
-    rows = [
-        (name.removeprefix("generator/"), f"{metrics[f'{name}_before']:.3f}", f"{after:.3f}")
-        for name in names
-        if (after := metrics.get(f"{name}_after")) is not None
-    ]
-    said = [_table(("on held-out prompts", "before", "after"), rows)] if rows else []
-    said += ["\n".join(f"- {line}" for line in comparisons)] if comparisons else []
+    rows = []
+    for key in metrics:
+        name = key.removesuffix("_before")
+        # Standard errors stand beside what they belong to.
+        if name != key and not name.endswith("_se") and f"{name}_after" in metrics:
+            cells = [_with_error(metrics, name, side) for side in ("before", "after")]
+            rows.append([name.removeprefix("generator/"), *cells])
+    said = ["\n".join(f"- {line}" for line in comparisons)] if comparisons else []
+    said += [_table(("on held-out prompts", "before", "after"), rows)] if rows else []
     return "\n\n".join(said) or "Not measured."
+
+
+def _with_error(metrics: Mapping[str, float], name: str, side: str) -> str:
+    error = metrics.get(f"{name}_se_{side}")
+    value = f"{metrics[f'{name}_{side}']:.3f}"
+    return value if error is None else f"{value} +- {error:.3f}"
 
 
 def _usage(files: Sequence[ModelFile], base: ModelFile) -> list[str]:
