@@ -32,7 +32,7 @@ from transformers import PreTrainedTokenizerFast
 from benchmarks.json_twin import JsonTwin, llama
 from benchmarks.memory import Peak
 from benchmarks.trl_step import CLIP, KL_COEF, trl_steps
-from flowloom.dataset.config import DEMO_KINDS, PriorConfig
+from flowloom.dataset.config import PriorConfig
 from flowloom.dataset.prompts import draw_prompts
 from flowloom.dataset.tokenizer import WordTokenizer
 from flowloom.dataset.workflows import draw_workflows
@@ -42,6 +42,7 @@ from flowloom.designer.objective import clipped_gain, group_advantages
 from flowloom.designer.policy import Policy
 from flowloom.designer.rollout import choice_logprobs, replay, rollout
 from flowloom.designer.sft import is_valid
+from flowloom.shapes.prompts import KINDS
 from flowloom.workflow import Catalogue, Grammar, decode, encode
 
 NUM_PROMPTS, GROUP, NUM_UPDATES = 32, 8, 8
@@ -252,7 +253,7 @@ def main():
     # Train both on the same pairs
     catalogue = Catalogue.load("embedded")
     grammar = Grammar(catalogue)
-    texts = [spec.text for spec in draw_prompts("train", 256, DEMO_KINDS, 0)]
+    texts = [spec.text for spec in draw_prompts("train", 256, KINDS, 0)]
     workflows = draw_workflows(grammar, PriorConfig(), num_pairs, 0)
     prompts = [texts[k % len(texts)] for k in range(num_pairs)]
     policy = Policy(PolicyConfig(), WordTokenizer.fit(texts), grammar.vocabulary.size)

@@ -24,7 +24,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import ModernBertConfig, ModernBertModel
 
 from benchmarks.render import plain_jobs
-from flowloom.dataset.config import DEMO_KINDS
 from flowloom.dataset.prompts import draw_prompts
 from flowloom.dataset.tokenizer import WordTokenizer
 from flowloom.render.engine import Engine
@@ -33,6 +32,7 @@ from flowloom.reward.config import NetworkConfig
 from flowloom.reward.ensemble import Ensemble
 from flowloom.reward.features import FeatureTable
 from flowloom.reward.network import Network
+from flowloom.shapes.prompts import KINDS
 from flowloom.workflow import Grammar, random_workflows
 
 NUM_MEMBERS, NUM_STEPS, CALLS_PER_STEP = 4, 30, 2
@@ -107,7 +107,7 @@ def embedded(num_rewards, num_renders, repeats):
     catalogue = engine.store.catalogue
     grammar = Grammar(catalogue)
     designs = [design.tokens for design in random_workflows(grammar, num_rewards, 0)]
-    texts = [spec.text for spec in draw_prompts("train", 240, DEMO_KINDS, 0)]
+    texts = [spec.text for spec in draw_prompts("train", 240, KINDS, 0)]
     prompts = [texts[k % len(texts)] for k in range(num_rewards)]
     table, words = FeatureTable(catalogue, grammar.vocabulary), WordTokenizer.fit(texts)
     networks = [

@@ -31,15 +31,15 @@ class NetworkConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AdditiveConfig:
-    """The additive part: ridge penalties by sort of fact, in renders; None leaves a sort out."""
+class GatesConfig:
+    """The two gates: ridge penalties by sort of fact, in renders; None leaves a sort out."""
 
-    row: float | None = 0.3
-    """What a node is or has: class, value, link."""
     word: float | None = 0.1
     """A word of the prompt."""
     file_word: float | None = 0.1
     """A file with a word of the prompt, or with any."""
+    row: float | None = 1.0
+    """What a node is or has: class, value, link."""
     file_row: float | None = 20.0
     """A file with what a node is or has: many, and each seen seldom."""
 
@@ -56,19 +56,17 @@ class RewardConfig:
 
     member: int = 0
     """Which member: members differ in initial weights, order of data and, with `bootstrap`, in the
-    prompts that their additive part is fitted on."""
+    prompts that their gates are fitted on."""
     seed: int = 0
     """Seed of the ensemble; a member draws from (seed, member, epoch)."""
-    additive: AdditiveConfig = AdditiveConfig()
+    gates: GatesConfig = GatesConfig()
     """The part that is solved in one go."""
     bootstrap: bool = False
-    """Fit the additive part on prompts drawn with replacement: members differ more, and each is a
+    """Fit the gates on prompts drawn with replacement: members differ more, and each is a
     little worse."""
     deep_share: float = 0.5
-    """Share of the network in the logit; 1 leaves the additive part out, 0 the network."""
-    deep_file_word: float | None = 0.3
-    """Penalty of the (file, word) weights below the network, which learns what they leave; None:
-    there are none."""
+    """Share of the network in the logit of the gate `works`; 1 leaves that gate's facts out, 0 the
+    network."""
     network: NetworkConfig = NetworkConfig()
     """Size."""
     num_steps: int = 400
@@ -105,8 +103,6 @@ class RewardConfig:
             check(getattr(self, name) > 0, name, getattr(self, name), "> 0")
         for name in ("member", "warmup_steps", "weight_decay", "regression_coef", "pair_coef"):
             check(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
-        wide = self.deep_file_word is None or self.deep_file_word > 0
-        check(wide, "deep_file_word", self.deep_file_word, "> 0 or null")
         check(0 <= self.deep_share <= 1, "deep_share", self.deep_share, "in [0, 1]")
         check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
 

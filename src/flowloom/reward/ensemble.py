@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from flowloom.dataset.tokenizer import WordTokenizer
-from flowloom.reward.additive import inherited
 from flowloom.reward.features import Features, FeatureTable
+from flowloom.reward.gates import inherited
 from flowloom.reward.member import (
     CATALOGUE_FILE,
     TOKENIZER_FILE,
@@ -77,11 +77,11 @@ class Ensemble:
         heirs = table.heirs(self.table.vocabulary)
         networks = []
         for network in self.networks:
-            additive = inherited(network.additive, heirs)
-            num_facts = len(additive.keys_C)
+            gates = inherited(network.gates, heirs)
+            num_facts = len(gates.keys_C)
             copy = Network(network.config, len(self.tokenizer), table.num_rows, num_facts)
             copy.go_on_from(network, heirs)
-            copy.set_additive(additive)
+            copy.set_gates(gates)
             networks.append(copy.eval().requires_grad_(False))
         return Ensemble(networks, table, self.tokenizer, self.calibration)
 

@@ -4,9 +4,10 @@ FlowRL (arXiv 2505.21478) trains an ensemble on prompt-workflow-score triplets; 
 public. Ours:
 1. each render is a row of its own, so a cell with more seeds weighs more, as it should: its mean is
    better known;
-2. a workflow is one vector per node, not one per token; 3. the logit is the weighted mean of an
-   additive model, solved in one go (`additive`; on a bootstrap if asked), and of a network
-   on top of which file suits which word; 4. the loss is the cross entropy of scores scaled to
+2. a workflow is one vector per node, not one per token; 3. the score is a
+   product of two gates, whether the files suit the words and whether the workflow works, solved in
+   one go (`gates`; on a bootstrap if asked); the network learns the second one again behind the
+   first, and both opinions are averaged; 4. the loss is the cross entropy of scores scaled to
    [0, 1]; 5. each prompt is encoded once per group of its rows, and groups of like size share a
    batch.
 
@@ -31,9 +32,9 @@ from torch import Tensor
 from flowloom.config import check, override, to_dict
 from flowloom.dataset import triplets as triplet_table
 from flowloom.dataset.tokenizer import WordTokenizer
-from flowloom.reward.additive import Additive, Facts, fit
-from flowloom.reward.config import AdditiveConfig, NetworkConfig, RewardConfig
+from flowloom.reward.config import NetworkConfig, RewardConfig
 from flowloom.reward.features import Features, FeatureTable
+from flowloom.reward.gates import Facts, Gates, fit
 from flowloom.reward.network import Batch, Network
 from flowloom.runs import Run, write_json, write_state
 from flowloom.workflow import Catalogue, Vocabulary, Workflow
@@ -88,7 +89,7 @@ def train_reward(
         catalogue: Folder that `publish_generator` wrote.
         triplets: Folder of `build_triplets`.
         start: Folder of a member whose network is trained on; its words and units stay, files that
-            were installed since join its vocabulary. The additive part is solved anew.
+            were installed since join its vocabulary. The gates are solved anew.
 
     Raises:
         ValueError: `start` has a network of another size.
@@ -108,20 +109,20 @@ def train_reward(
     scaled_R = (rows.scores_R - units["low"]) / (units["high"] - units["low"])
     targets_R = torch.from_numpy(scaled_R).float()
 
-    # Build tokenizer, additive part, network and optimiser.
+    # Build tokenizer, gates, network and optimiser.
     if start is None:
         tokenizer = WordTokenizer.fit(rows.prompts)
     else:
         tokenizer = WordTokenizer.load(start / TOKENIZER_FILE)
     ids_PL = encode_prompts(tokenizer, rows.prompts, config.network)
-    additive, offsets_R = additive_part(config, rows, ids_PL, scaled_R)
+    gates = solve_gates(config, rows, ids_PL, scaled_R)
     torch.manual_seed(_seed(config, 0))
     network = Network(
-        config.network, len(tokenizer), table.num_rows, len(additive.keys_C), config.dropout
+        config.network, len(tokenizer), table.num_rows, len(gates.keys_C), config.dropout
     )
     if start is not None and older is not None:
         network.go_on_from(_network_of(start, config, len(tokenizer)), table.heirs(older))
-    network.set_additive(additive)
+    network.set_gates(gates)
     network.share = torch.tensor(config.deep_share)
     network.units = torch.tensor([units[name] for name in UNITS])
     trained = [weight for weight in network.parameters() if weight.requires_grad]
@@ -147,7 +148,9 @@ def train_reward(
         prompts_P = torch.from_numpy(rows.prompt_of_R[[chunk[0] for chunk in chunks]])
         batch = Batch.of([rows.workflows[k] for k in rows.workflow_of_R[at_B]])
         group_of_B = torch.from_numpy(group_of_B)
-        logits_B = offsets_R[at_B] + network.deep(ids_PL[prompts_P], group_of_B, batch)
+        suits_B = network.suits(ids_PL[prompts_P], group_of_B, batch)
+        works_B = network.deep(ids_PL[prompts_P], group_of_B, batch)
+        logits_B = logit_of_both(suits_B, works_B)
         targets_B = targets_R[at_B]
 
         # Update.
@@ -178,7 +181,7 @@ def train_reward(
     record = {
         "network": to_dict(config.network),
         "num_rows": table.num_rows,
-        "num_facts": len(additive.keys_C),
+        "num_facts": len(gates.keys_C),
         **units,
         "catalogue": facts.hash,
     }
@@ -189,7 +192,7 @@ def train_reward(
     return {
         "reward/first_loss": float(np.mean(losses[:window])),
         "reward/last_loss": float(np.mean(losses[-window:])),
-        "reward/facts": float(len(additive.keys_C)),
+        "reward/facts": float(len(gates.keys_C)),
         "reward/rows": float(len(targets_R)),
     }
 
@@ -203,32 +206,25 @@ def score_units(scores_R: np.ndarray) -> dict[str, float]:
     return dict(zip(UNITS, (low, high, float(scores_R.mean()), std), strict=True))
 
 
-def additive_part(
-    config: RewardConfig, rows: Rows, ids_PL: Tensor, scaled_R: np.ndarray
-) -> tuple[Additive, Tensor]:
-    """All of a member but its network, and the logits that the network is trained on top of.
-
-    With a = `deep_share` the member's logit is (1 - a) whole + a (below + network): the part
-    returned is (1 - a) whole + a below. `whole` knows every sort of fact; on top of it the network
-    would find nothing to learn. `below` knows which file suits which word.
-
-    Returns:
-        The part, and the logits of `below`, shape R.
-    """
-    where = (ids_PL, rows.prompt_of_R, rows.workflows, rows.workflow_of_R)
-    once_R = np.ones(len(scaled_R))
-    of_below = AdditiveConfig(row=None, word=None, file_word=config.deep_file_word, file_row=None)
-    facts = Facts.of(*where, of_below)
-    below = fit(facts, scaled_R, once_R)
-    offsets_R = torch.from_numpy(facts.values_RC @ below.weights_C + below.bias).float()
-    drawn_R = once_R
+def solve_gates(config: RewardConfig, rows: Rows, ids_PL: Tensor, scaled_R: np.ndarray) -> Gates:
+    """The gates of one member, on all prompts or on a bootstrap of them."""
+    facts = Facts.of(ids_PL, rows.prompt_of_R, rows.workflows, rows.workflow_of_R, config.gates)
+    drawn_R = np.ones(len(scaled_R))
     if config.bootstrap:
         rng = np.random.default_rng((config.seed, config.member, 2))
         num = len(rows.prompts)
         drawn_R = np.bincount(rng.integers(num, size=num), minlength=num)[rows.prompt_of_R]
-    whole = fit(Facts.of(*where, config.additive), scaled_R, drawn_R)
-    share = config.deep_share
-    return whole.scaled(1 - share).plus(below.scaled(share)), offsets_R
+    return fit(facts, scaled_R, drawn_R)
+
+
+def logit_of_both(suits_B: Tensor, works_B: Tensor) -> Tensor:
+    """Logit of the chance p = sigmoid(suits) * sigmoid(works).
+
+    1 / p = (1 + exp(-suits)) (1 + exp(-works)), so exp(-logit) = 1 / p - 1 is the sum of both
+    exponentials and of their product: nothing is subtracted, and nothing rounds to 0.
+    """
+    summands = torch.stack([-suits_B, -works_B, -suits_B - works_B])
+    return -torch.logsumexp(summands, 0)
 
 
 def batches(config: RewardConfig, rows: Rows, first: int = 0) -> Iterator[list[np.ndarray]]:

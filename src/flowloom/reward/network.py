@@ -4,8 +4,8 @@
     node      sum of its rows; + A mean(nodes that feed it) + B mean(nodes that it feeds)
     block     nodes attend to nodes and prompt words; MLP
     deep      MLP of [sum over nodes, mean over prompt words]
-    logit     additive part (`additive`) + share * deep
-    score     low + (high - low) * sigmoid(logit), standardised
+    gates     suits and works of facts (`gates`); works <- (1 - share) * works + share * deep
+    score     low + (high - low) * sigmoid(suits) * sigmoid(works), standardised
 
 Shapes: P prompts, B workflows (rows), L prompt words, N nodes, E entries, F files, D width.
 """
@@ -21,9 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowloom.dataset.tokenizer import PAD_ID
-from flowloom.reward.additive import Additive
 from flowloom.reward.config import NetworkConfig
 from flowloom.reward.features import Features, fact_key, word_key
+from flowloom.reward.gates import Gates
+
+OPEN = 2.0
+"""Logit of the gate `works` that an untrained network has."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,27 +129,27 @@ class Network(nn.Module):
         num_facts: int = 0,
         dropout: float = 0.0,
     ):
-        """Build a member whose additive part knows nothing yet.
+        """Build a member whose gates know nothing yet.
 
         Args:
             config: Size.
             num_words: Words of the tokenizer.
             num_rows: Rows of the feature table.
-            num_facts: Facts that the additive part has weights of.
+            num_facts: Facts that the gates have weights of.
             dropout: While training.
         """
         super().__init__()
         self.config = config
         self.fact_keys: Tensor
         self.fact_weights: Tensor
-        self.bias: Tensor
+        self.biases: Tensor
         self.share: Tensor
         self.units: Tensor
         self.register_buffer("fact_keys", torch.zeros(num_facts, dtype=torch.long))
         self.register_buffer("fact_weights", torch.zeros(num_facts))
-        self.register_buffer("bias", torch.zeros(()))
+        self.register_buffer("biases", torch.zeros(2))
         self.register_buffer("share", torch.ones(()))
-        # low, high: the scores that logits of -inf and inf stand for; mean, std: of the train rows.
+        # low, high: the scores that closed and open gates stand for; mean, std: of the train rows.
         self.register_buffer("units", torch.tensor([0.0, 1.0, 0.0, 1.0]))
         D = config.width
         self.words = nn.Embedding(num_words, D)
@@ -163,13 +166,13 @@ class Network(nn.Module):
         for weight in (self.words.weight, self.rows.weight, self.positions):
             nn.init.normal_(weight, std=0.3)
         nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        nn.init.constant_(self.out.bias, OPEN)
 
-    def set_additive(self, additive: Additive) -> None:
+    def set_gates(self, gates: Gates) -> None:
         """Give it other facts, in place of those it has."""
-        self.fact_keys = torch.from_numpy(additive.keys_C)
-        self.fact_weights = torch.from_numpy(additive.weights_C).float()
-        self.bias = torch.tensor(additive.bias)
+        self.fact_keys = torch.from_numpy(gates.keys_C)
+        self.fact_weights = torch.from_numpy(gates.weights_C).float()
+        self.biases = torch.tensor([gates.suits, gates.works])
 
     def go_on_from(self, other: Network, heirs: Mapping[int, Sequence[int]]) -> None:
         """Take the weights of another network; new table rows start as the mean of some."""
@@ -181,10 +184,10 @@ class Network(nn.Module):
         self.load_state_dict(state)
 
     @property
-    def additive(self) -> Additive:
+    def gates(self) -> Gates:
         """The facts it has."""
         weights_C = self.fact_weights.double().numpy()
-        return Additive(self.fact_keys.numpy(), weights_C, float(self.bias))
+        return Gates(self.fact_keys.numpy(), weights_C, *self.biases.tolist())
 
     def forward(self, ids_PL: Tensor, prompt_of_B: Tensor, batch: Batch) -> Tensor:
         """Standardised scores.
@@ -197,13 +200,13 @@ class Network(nn.Module):
         Returns:
             `[B]`.
         """
-        logits_B = self.additive_part(ids_PL, prompt_of_B, batch)
-        logits_B = logits_B + self.share * self.deep(ids_PL, prompt_of_B, batch)
+        suits_B, works_B = self.suits(ids_PL, prompt_of_B, batch), self.works(batch)
+        works_B = works_B.lerp(self.deep(ids_PL, prompt_of_B, batch), self.share)
         low, high, mean, std = self.units
-        return (low + (high - low) * logits_B.sigmoid() - mean) / std
+        return (low + (high - low) * suits_B.sigmoid() * works_B.sigmoid() - mean) / std
 
     def deep(self, ids_PL: Tensor, prompt_of_B: Tensor, batch: Batch) -> Tensor:
-        """The network's own logit, `[B]`; arguments as of `forward`."""
+        """The network's own logit of the gate `works`, `[B]`; arguments as of `forward`."""
         # An empty prompt keeps its first padding position, so that there is something to attend to.
         seen_PL = ids_PL != PAD_ID
         seen_PL = seen_PL | (torch.arange(ids_PL.shape[1]) == 0)
@@ -230,8 +233,8 @@ class Network(nn.Module):
         hidden = F.relu(self.up(self.dropout(joined))).square()
         return self.out(hidden).squeeze(1)
 
-    def additive_part(self, ids_PL: Tensor, prompt_of_B: Tensor, batch: Batch) -> Tensor:
-        """Sum of the weights of what holds, by value, and the bias; `[B]`."""
+    def suits(self, ids_PL: Tensor, prompt_of_B: Tensor, batch: Batch) -> Tensor:
+        """Logit of the gate of files and words, `[B]`; arguments as of `forward`."""
         # Words count once; word 0 is in every prompt, but is no fact without a file.
         words_PL = torch.cat([torch.full((len(ids_PL), 1), PAD_ID), ids_PL], 1).sort(1).values
         new_PL = F.pad(words_PL[:, 1:] != words_PL[:, :-1], (1, 0), value=True)
@@ -240,9 +243,13 @@ class Network(nn.Module):
         prompt_of_F = prompt_of_B[batch.workflow_of_F]
         pairs_FL = fact_key(batch.file_rows_F[:, None], keys_PL[prompt_of_F])
         of_files_F = (self._weights(pairs_FL) * new_PL[prompt_of_F]).sum(1) * batch.file_shares_F
+        total_B = self.biases[0] + of_words_PL.sum(1)[prompt_of_B]
+        return total_B.index_add(0, batch.workflow_of_F, of_files_F)
+
+    def works(self, batch: Batch) -> Tensor:
+        """Logit of the gate of files and rows, `[B]`."""
         of_facts_E = self._weights(batch.fact_keys_E) * batch.fact_values_E
-        total_B = self.bias + of_words_PL.sum(1)[prompt_of_B]
-        total_B = total_B.index_add(0, batch.workflow_of_F, of_files_F)
+        total_B = self.biases[1].expand(len(batch.mask_BN))
         return total_B.index_add(0, batch.workflow_of_E, of_facts_E)
 
     def _weights(self, keys: Tensor) -> Tensor:

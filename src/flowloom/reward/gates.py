@@ -1,16 +1,19 @@
-"""The additive part of a member: logistic regression on facts of prompt and workflow, in one solve.
+"""The two gates of a member: what its files can draw, and whether they are used well.
 
 A product of two rare facts (this checkpoint, that colour) is what a network of this size learns
 last, and what choosing a workflow depends on most. So a member is wide and deep (Cheng et al. 2016,
-arXiv 1606.07792). The wide part is additive in the logit of the score s in [0, 1]:
+arXiv 1606.07792). The wide part of the score s in [0, 1] is a product of two logistic regressions,
+for a picture is good where the files can draw what is asked *and* the workflow lets them:
 
-    logit s = bias + sum_u a[u] + sum_w b[w] + sum_f share_f (sum_w c[f, w] + sum_u d[f, u]),
+    s = sigmoid(suits) * sigmoid(works)
+    suits = bias + sum_w b[w] + sum_f share_f sum_w c[f, w]
+    works = bias + sum_u a[u] + sum_f share_f sum_u d[f, u]
 
-with u the table rows of the workflow (each once), w the words of the prompt (each once; word 0 is
-in every prompt) and f the files that it loads. On this scale a file that cannot draw a thing takes
-the score to 0 whatever else speaks for it, and no sum of merits passes 1. The weights are those of
-ridge regression with the cross entropy of a score as its loss, which is convex: Newton's method,
-each step by conjugate gradients (Hestenes and Stiefel, 1952).
+with w the words of the prompt (each once; word 0 is in every prompt), u the table rows of the
+workflow (each once) and f the files that it loads. A checkpoint that cannot draw a thing takes the
+score to 0 however well it is sampled, and one that can does not mend bad settings; one sum of all
+facts lets merits of one sort pay for faults of the other. The weights are the minimum of the cross
+entropy of the scores plus a ridge, found by L-BFGS (Liu and Nocedal, 1989) from equal gates.
 
 A fact has a key (`features.fact_key`): of a row, of a word, of a file with either.
 
@@ -23,38 +26,30 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import scipy.optimize
 import scipy.sparse as sp
 from torch import Tensor
 
 from flowloom.dataset.tokenizer import PAD_ID
-from flowloom.reward.config import AdditiveConfig
+from flowloom.reward.config import GatesConfig
 from flowloom.reward.features import FILE_SPAN, WORD_SPAN, Features, fact_key, word_key
 
-MAX_NEWTON, MAX_GRADIENTS = 12, 200
-NEWTON_TOLERANCE, GRADIENT_TOLERANCE = 1e-2, 1e-3
-"""Largest change of a scaled weight, and residual of a Newton step relative to its right side."""
+MAX_ITERATIONS, MEMORY = 300, 20
+"""Steps of L-BFGS, and how many of them it remembers; twice the steps change no score by .01."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Additive:
+class Gates:
     """Weights of facts."""
 
     keys_C: np.ndarray
     """Keys of the facts, ascending."""
     weights_C: np.ndarray
-    """Their weights; a fact that is not here has none."""
-    bias: float
-    """Logit of the mean score."""
-
-    def scaled(self, share: float) -> Additive:
-        """The same times a number."""
-        return Additive(self.keys_C, share * self.weights_C, share * self.bias)
-
-    def plus(self, other: Additive) -> Additive:
-        """The sum of two."""
-        keys_C, place = np.unique(np.concatenate([self.keys_C, other.keys_C]), return_inverse=True)
-        weights_C = np.bincount(place, np.concatenate([self.weights_C, other.weights_C]))
-        return Additive(keys_C, weights_C, self.bias + other.bias)
+    """Their weights, in the gate that a fact belongs to; a fact that is not here has none."""
+    suits: float
+    """Bias of the gate of files and words."""
+    works: float
+    """Bias of the gate of files and rows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +69,7 @@ class Facts:
         prompt_of_R: np.ndarray,
         workflows: Sequence[Features],
         workflow_of_R: np.ndarray,
-        config: AdditiveConfig,
+        config: GatesConfig,
     ) -> Facts:
         """Facts of the sorts that have a penalty.
 
@@ -112,55 +107,73 @@ class Facts:
         return Facts(values_RC, keys_C, _penalties(keys_C, config))
 
 
-def fit(facts: Facts, scores_R: np.ndarray, weights_R: np.ndarray) -> Additive:
+def of_words(keys_C: np.ndarray) -> np.ndarray:
+    """Which facts are of words, alone or with a file: those of the gate `suits`."""
+    return keys_C % FILE_SPAN >= WORD_SPAN
+
+
+def fit(facts: Facts, scores_R: np.ndarray, weights_R: np.ndarray) -> Gates:
     """Weights of least sum of cross entropies + penalties * weights^2 / 2.
 
     Args:
         facts: What is known of each render.
         scores_R: Scores in [0, 1].
         weights_R: How often each render counts.
-
-    Raises:
-        ValueError: The solver did not converge.
     """
     scale_C = facts.penalties_C**-0.5
-    x_RC = sp.csr_matrix(facts.values_RC @ sp.diags(scale_C))
-    x_CR = sp.csr_matrix(x_RC.T)
+    scaled_RC = facts.values_RC @ sp.diags(scale_C)
+    suits_C = of_words(facts.keys_C)
+    columns = [np.flatnonzero(suits_C), np.flatnonzero(~suits_C)]
+    gates = [sp.csr_matrix(scaled_RC[:, half]) for half in columns]
+    turned = [sp.csr_matrix(gate.T) for gate in gates]
+    cut = 1 + len(columns[0])
+
+    def objective(w: np.ndarray) -> tuple[float, np.ndarray]:
+        """Cross entropy of the product and ridge, and the slope; a gate's bias comes first."""
+        parts = np.split(w, [cut])
+        logits = [gate @ part[1:] + part[0] for gate, part in zip(gates, parts, strict=True)]
+        log_R = sum(-np.logaddexp(0, -z_R) for z_R in logits)
+        chance_R = np.clip(np.exp(log_R), 1e-9, 1 - 1e-9)
+        loss_R = -scores_R * log_R - (1 - scores_R) * np.log1p(-chance_R)
+        # d loss / d log chance, and d log sigmoid(z) / d z = sigmoid(-z).
+        slope_R = weights_R * ((1 - scores_R) * chance_R / (1 - chance_R) - scores_R)
+        slopes, ridge = [], 0.0
+        for gate, part, z_R in zip(turned, parts, logits, strict=True):
+            through_R = slope_R * sigmoid(-z_R)
+            slopes += [[through_R.sum()], gate @ through_R + part[1:]]
+            ridge += 0.5 * float(part[1:] @ part[1:])
+        return float(weights_R @ loss_R) + ridge, np.concatenate(slopes)
+
     mean = float(np.clip(np.average(scores_R, weights=weights_R), 1e-3, 1 - 1e-3))
-    bias = float(np.log(mean / (1 - mean)))
-    w_C = np.zeros(len(scale_C))
-    for _ in range(MAX_NEWTON):
-        chance_R = sigmoid(x_RC @ w_C + bias)
-        slope_C = x_CR @ (weights_R * (chance_R - scores_R)) + w_C
-        curve_R = weights_R * chance_R * (1 - chance_R)
-        step_C = _newton_step(x_RC, x_CR, curve_R, -slope_C)
-        w_C = w_C + step_C
-        if np.abs(step_C).max(initial=0.0) < NEWTON_TOLERANCE:
-            return Additive(facts.keys_C, scale_C * w_C, bias)
-    raise ValueError(
-        "additive: got penalties for which the solver does not converge, expected more"
-    )
+    start = np.zeros(2 + len(scale_C))
+    start[[0, cut]] = np.log(np.sqrt(mean) / (1 - np.sqrt(mean)))
+    options = {"maxiter": MAX_ITERATIONS, "maxcor": MEMORY}
+    found = scipy.optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
+    weights_C = np.zeros(len(scale_C))
+    weights_C[columns[0]], weights_C[columns[1]] = found.x[1:cut], found.x[cut + 1 :]
+    return Gates(facts.keys_C, scale_C * weights_C, float(found.x[0]), float(found.x[cut]))
 
 
-def inherited(additive: Additive, heirs: Mapping[int, Sequence[int]]) -> Additive:
+def inherited(gates: Gates, heirs: Mapping[int, Sequence[int]]) -> Gates:
     """Facts of new table rows: each row's are the mean of those of the rows it resembles.
 
     Args:
-        additive: What is known of the older rows.
+        gates: What is known of the older rows.
         heirs: New row to the rows that it resembles.
     """
-    file_C, row_C = additive.keys_C // FILE_SPAN - 1, additive.keys_C % FILE_SPAN
-    known = dict(zip(additive.keys_C.tolist(), additive.weights_C.tolist(), strict=True))
+    file_C, row_C = gates.keys_C // FILE_SPAN - 1, gates.keys_C % FILE_SPAN
+    known = dict(zip(gates.keys_C.tolist(), gates.weights_C.tolist(), strict=True))
     for new, sources in heirs.items():
         for source in sources:
             for place in np.flatnonzero((file_C == source) | (row_C == source)).tolist():
                 file, row = int(file_C[place]), int(row_C[place])
                 row = new if row == source else row
                 key = row if file < 0 else fact_key(new if file == source else file, row)
-                share = float(additive.weights_C[place]) / len(sources)
+                share = float(gates.weights_C[place]) / len(sources)
                 known[key] = known.get(key, 0.0) + share
     keys_C = np.array(sorted(known), np.int64)
-    return Additive(keys_C, np.array([known[key] for key in keys_C.tolist()]), additive.bias)
+    weights_C = np.array([known[key] for key in keys_C.tolist()])
+    return Gates(keys_C, weights_C, gates.suits, gates.works)
 
 
 def sigmoid(z: np.ndarray) -> np.ndarray:
@@ -168,34 +181,14 @@ def sigmoid(z: np.ndarray) -> np.ndarray:
     return 0.5 * (1 + np.tanh(0.5 * z))
 
 
-def _flow_facts(flow: Features, config: AdditiveConfig) -> tuple[np.ndarray, np.ndarray]:
+def _flow_facts(flow: Features, config: GatesConfig) -> tuple[np.ndarray, np.ndarray]:
     keys, values = flow.facts
     wanted = np.where(keys < FILE_SPAN, config.row is not None, config.file_row is not None)
     return keys[wanted], values[wanted]
 
 
-def _penalties(keys_C: np.ndarray, config: AdditiveConfig) -> np.ndarray:
-    of_file_C, of_word_C = keys_C >= FILE_SPAN, keys_C % FILE_SPAN >= WORD_SPAN
+def _penalties(keys_C: np.ndarray, config: GatesConfig) -> np.ndarray:
+    of_file_C = keys_C >= FILE_SPAN
     sorts = ((config.row, config.word), (config.file_row, config.file_word))
     penalty = np.array([[np.nan if value is None else value for value in row] for row in sorts])
-    return penalty[of_file_C.astype(int), of_word_C.astype(int)]
-
-
-def _newton_step(
-    x_RC: sp.csr_matrix, x_CR: sp.csr_matrix, curve_R: np.ndarray, target_C: np.ndarray
-) -> np.ndarray:
-    """Solve (X^T diag(curve) X + 1) step = target by conjugate gradients."""
-    step_C = np.zeros_like(target_C)
-    residual_C = target_C.copy()
-    direction_C, square = residual_C.copy(), residual_C @ residual_C
-    bound = GRADIENT_TOLERANCE**2 * square
-    for _ in range(MAX_GRADIENTS):
-        if square <= bound:
-            break
-        image_C = x_CR @ (curve_R * (x_RC @ direction_C)) + direction_C
-        rate = square / (direction_C @ image_C)
-        step_C += rate * direction_C
-        residual_C -= rate * image_C
-        square, previous = residual_C @ residual_C, square
-        direction_C = residual_C + square / previous * direction_C
-    return step_C
+    return penalty[of_file_C.astype(int), of_words(keys_C).astype(int)]
