@@ -341,6 +341,16 @@ def test_kinds_of_other_worlds():
     assert found.summary()["tuned/x"] == pytest.approx(0.4, abs=ATOL)
 
 
+def test_prompts_of_other_worlds():
+    prompts = ("a cat", "a circle")
+    flow = Painter({"a cat": 0.2, "a circle": 0.4})
+    found = judge(flow, prompts, CONFIG, [BRIGHT], TUNED)
+    assert found.kinds == ("prompts", "prompts")
+    assert not any("error" in name for name in found.values)
+    assert found.summary()["tuned/prompts"] == pytest.approx(0.65, abs=ATOL)
+    assert "By kind of prompt: prompts 0.80 -> 0.80." in describe(found, found)
+
+
 def test_rows_of_a_grid():
     config = dataclasses.replace(CONFIG, num_grid_prompts=2, grid_seeds=3)
     rows = draw_rows(Painter(dict.fromkeys(PROMPTS, 0.6)), PROMPTS, config)

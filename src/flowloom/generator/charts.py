@@ -79,6 +79,7 @@ def write_reward_chart(path: Path, panels: Mapping[str, Mapping[str, Curve]]) ->
         axes.grid(axis="y", color=_GRID, lw=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.spines["bottom"].set_color(_SOFT)
         axes.tick_params(labelsize=8.5, labelcolor=_SOFT, length=0)
         axes.margins(x=0.02)
     axes_row[0][0].set_ylabel("mean reward", fontsize=9, color=_SOFT)

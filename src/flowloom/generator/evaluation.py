@@ -17,7 +17,7 @@ from torch import Tensor
 from flowloom.generator.diversity import diversity
 from flowloom.generator.judged import NUM_DIGITS, Judged
 from flowloom.generator.judging_config import JudgingConfig, Setting
-from flowloom.generator.picture_facts import Look, look_at_shapes
+from flowloom.generator.picture_facts import Look, look_at_shapes, pyramid
 from flowloom.generator.velocity import Generator
 from flowloom.render.samplers import sample
 from flowloom.render.schedules import schedule
@@ -25,6 +25,8 @@ from flowloom.score.rubric import Rubric
 from flowloom.score.scorers import read_prompt
 
 OUT_OF_RANGE = 1.05
+OTHER_KIND = "prompts"
+"""Of prompts outside the language of the shapes world."""
 _JUDGED_NOISE, _GRID_NOISE = 1, 2
 
 
@@ -37,7 +39,7 @@ def judge(
     tuned: Setting,
     *,
     held_out: Sequence[Rubric] = (),
-    look: Look = look_at_shapes,
+    look: Look | None = None,
     kinds: Sequence[str] | None = None,
 ) -> Judged:
     """Judge a generator; two that are judged alike see the same prompts and noise.
@@ -49,8 +51,9 @@ def judge(
         rubrics: Scores that are trained on; the first one says what satisfies a prompt.
         tuned: How it is sampled while it is tuned.
         held_out: Scores that are only watched.
-        look: Features and errors of pictures; the shapes world's own by default.
-        kinds: Kind of each prompt; None reads them in the language of the shapes world.
+        look: Features and errors of pictures. None: `look_at_shapes` where all prompts are in the
+            language of the shapes world, else `pyramid`.
+        kinds: Kind of each prompt. None: in that language as it says, else `OTHER_KIND`.
 
     Raises:
         ValueError: No rubric or prompt, two rubrics of one name, kinds that are not one per prompt,
@@ -59,6 +62,8 @@ def judge(
     """
     _check(prompts, [*rubrics, *held_out], kinds, num_trained=len(rubrics))
     wall_s, cpu_s = time.perf_counter(), time.process_time()
+    known = _shapes_kinds(prompts)
+    look = look or (pyramid if known is None else look_at_shapes)
     doubled = [prompt for prompt in prompts for _ in range(config.num_seeds)]
     noise_BCHW = noise(generator.shape, len(doubled), (config.seed, _JUDGED_NOISE))
     values: dict[str, np.ndarray] = {}
@@ -69,7 +74,7 @@ def judge(
         values |= {f"{name}/{key}": np.round(v_P, NUM_DIGITS) for key, v_P in found.items()}
     return Judged(
         prompts=tuple(prompts),
-        kinds=tuple(kinds or (read_prompt(prompt).kind for prompt in prompts)),
+        kinds=tuple(kinds or known or [OTHER_KIND] * len(prompts)),
         trained=tuple(rubric.name for rubric in rubrics),
         held_out=tuple(rubric.name for rubric in held_out),
         values=values,
@@ -207,6 +212,14 @@ def drift(
         total_B += apart_BCHW.square().flatten(1).mean(1)
         x_BCHW = x_BCHW + (s - t) * v_base_BCHW
     return (total_B / (len(times) - 1)).cpu()
+
+
+def _shapes_kinds(prompts: Sequence[str]) -> list[str] | None:
+    """Kinds in the language of the shapes world; None where a prompt is outside it."""
+    try:
+        return [read_prompt(prompt).kind for prompt in prompts]
+    except ValueError:
+        return None
 
 
 def _check(
