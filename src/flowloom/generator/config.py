@@ -8,9 +8,11 @@ import dataclasses
 from typing import Literal
 
 from flowloom.config import check
+from flowloom.dataset.config import digest_of
 from flowloom.generator.judging_config import JudgingConfig
 from flowloom.generator.lora_config import LoRAConfig
 from flowloom.generator.sd3_config import SD3Config
+from flowloom.score.config import RubricConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,10 +24,13 @@ class PromptsConfig:
     shapes: tuple[str, ...] = ("circle", "square", "triangle", "star")
     """Shapes that prompts may name."""
     file: str | None = None
-    """Text file with a prompt per line to use instead; a tenth of them is held out."""
+    """A person's prompts (.txt, .csv or .jsonl) to use instead; a tenth of them is held out."""
+    digest: str | None = dataclasses.field(init=False, default=None)
+    """MD5 of that file, found when the configuration is made: a run is known by the content."""
 
     def __post_init__(self) -> None:
-        """Check the fields."""
+        """Check the fields, and digest the file."""
+        object.__setattr__(self, "digest", digest_of("prompts.file", self.file))
         check(len(self.kinds) > 0, "kinds", self.kinds, "at least one kind")
         check(len(set(self.shapes)) >= 2, "shapes", self.shapes, "at least two shapes")
 
@@ -110,7 +115,7 @@ class WatchConfig:
 
     every: int = 5
     """Epochs between looks; the first one is at the base."""
-    rubric: str = "shapes"
+    rubric: str | RubricConfig = "shapes"
     """Score that is watched beside the trained one; best one that is not trained on."""
     num_prompts: int = 24
     """Held-out prompts per look."""
@@ -143,8 +148,8 @@ class TuneGeneratorConfig:
     """Card of the tuned checkpoint: what it is good for, in words."""
     prompts: PromptsConfig = PromptsConfig()
     """Prompts to tune on; the held-out ones are of the same kinds."""
-    rubric: str = "shapes"
-    """Score to raise, one of `flowloom.score.rubric.RUBRICS`."""
+    rubric: str | RubricConfig = "shapes"
+    """Score to raise: one of `flowloom.score.rubric.RUBRICS`, or all of it."""
     balance_epochs: float | None = None
     """Divide each term's differences by their own scale, a mean over so many epochs, before they
     are weighted, so that an easy term starves no hard one. None: the rubric's own total."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
+from flowloom.dataset.prompt_files import read_prompts
 from flowloom.generator.config import PromptsConfig
 from flowloom.shapes import prompts as language
 
@@ -51,11 +51,7 @@ def _draw_shapes(
 
 def _read(file: str, split: str) -> list[str]:
     """The file's prompts of a split, which is a function of a prompt's words alone."""
-    path = Path(file)
-    if not path.is_file():
-        raise ValueError(f"prompts.file: got {file!r}, expected a text file, a prompt per line")
-    lines = [line.strip() for line in path.read_text().splitlines()]
-    known = [line for line in dict.fromkeys(lines) if line and _split_of(line) == split]
+    known = [given.text for given in read_prompts(file) if _split_of(given.text) == split]
     if not known:
         raise ValueError(f"prompts.file: got no {split} prompt in {file!r}, expected at least one")
     return known
