@@ -167,14 +167,18 @@ def test_fdfo_is_preconditioned_where_data_is_anisotropic():
     assert cosine(step.sum(0), true_gradient(policy).sum(0)) <= 0.95
 
 
-@pytest.mark.parametrize(
-    ("variance", "seed"), [(ISOTROPIC, 0), (ISOTROPIC, 1), (ISOTROPIC, 2), (ANISOTROPIC, 0)]
-)
-def test_flow_grpo_follows_the_true_gradient(variance, seed):
-    policy = BiasedFlow(variance)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_flow_grpo_follows_the_true_gradient(seed):
+    policy = BiasedFlow(ISOTROPIC)
     step, truth = step_in(FlowGRPO(GROUPS, TIMES), policy, 250, seed), true_gradient(policy)
     assert cosine(step, truth) >= 0.75
     assert cosine(step.sum(0), truth.sum(0)) >= 0.97
+
+
+def test_flow_grpo_is_not_preconditioned():
+    policy = BiasedFlow(ANISOTROPIC)
+    step = step_in(FlowGRPO(GROUPS, TIMES), policy, 250, seed=0)
+    assert cosine(step.sum(0), true_gradient(policy).sum(0)) >= 0.97
 
 
 def test_flow_grpo_step_has_its_length():

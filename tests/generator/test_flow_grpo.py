@@ -9,6 +9,7 @@ Facts pinned here:
 - A better picture's noise becomes likelier, a worse one's less likely, until the clip.
 - A picture is a function of weights, prompt and seed, whatever the batch; only the window is noisy.
 - Units are every (picture, noisy step) once, or some steps of each picture.
+- Losses of eight optimiser steps of the shared loop stay what they are (golden).
 """
 
 import dataclasses
@@ -19,16 +20,21 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from flowloom.generator import flow_grpo
-from flowloom.generator.config import FlowGRPOConfig
+from flowloom.generator import flow_grpo, tune
+from flowloom.generator.config import FlowGRPOConfig, PromptsConfig, TuneGeneratorConfig
 from flowloom.generator.flow_grpo import FlowGRPO
-from flowloom.generator.velocity import GaussianFlow
+from flowloom.generator.prompts import draw_prompts
+from flowloom.generator.rollout import Part, Share
+from flowloom.generator.velocity import GaussianFlow, ShapesFlow
+from flowloom.processes import Processes
+from tests.generator.tiny import tiny_model
 
 F64 = torch.float64
 SHAPE = (1, 2, 3)
 TIMES = [1.0, 0.75, 0.5, 0.25, 0.0]
 CONFIG = FlowGRPOConfig(group_size=3)
 ADVANTAGE_TOLERANCE = 1e-3
+REL_GOLDEN = 1e-3
 
 
 class TinyFlow:
@@ -259,3 +265,26 @@ def test_loss_by_hand_and_in_parts():
         expected -= min(rho * advantage, clipped * advantage) / len(units)
         expected += 0.5 * float(kl_divergence(new, base).mean()) / len(units)
     assert whole.item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("window", [None, 1])
+def test_losses(golden, window):
+    config = TuneGeneratorConfig(num_minibatches=4, warmup_steps=0, lr=1e-3)
+    method = FlowGRPO(
+        dataclasses.replace(CONFIG, window=window, kl_coef=0.1, divide_by="batch"), TIMES
+    )
+    flow = ShapesFlow(tiny_model().requires_grad_(True), 2.0, base=tiny_model())
+    optimizer = torch.optim.AdamW(flow.parameters())
+    prompts, rows = draw_prompts(PromptsConfig(), "train", 4, (0, 0)), []
+    for epoch in range(2):
+        part = Part(range(4), method.roll_out(flow, prompts, range(4)))
+        advantages_B = method.advantages(part.paths.images_BCHW.flatten(1).mean(1))
+        units_U3 = method.units(advantages_B, np.random.default_rng(epoch))
+        share = Share(Processes(), 4, method.num_branches)
+        rows.append(
+            tune.update(
+                config, method, flow, optimizer, share, [part], advantages_B, units_U3, epoch
+            )
+        )
+    name = "flow_grpo.json" if window is None else "flow_grpo_window.json"
+    golden(name, rows, rel=REL_GOLDEN)
