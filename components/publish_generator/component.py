@@ -13,13 +13,13 @@ def publish_generator(
     catalogue: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
 ):
-    """Add the tuned checkpoint to the catalogue, so that designs can use it.
+    """Add the tuned checkpoint, its LoRA or both to the catalogue, so that designs can use them.
 
     Args:
-        generator: Tuned checkpoint (`tune_generator`).
+        generator: Tuned checkpoint, LoRA, records and card (`tune_generator`).
         recipe: Name of a recipe in `flowloom.recipes`.
         overrides: Fields to replace, by stage, nested as in `config.json`.
-        catalogue: `catalogue.json.gz` and the overlay `models/`.
+        catalogue: `catalogue.json.gz` and the overlay `models/`, each file with its card.
         metrics: Number of model files.
     """
     from flowloom import recipes, stages
