@@ -33,6 +33,7 @@ from flowloom.shapes.drawing import Placed
 ATOL = 1e-5
 TUNED = Setting(num_steps=2)
 CONFIG = JudgingConfig(num_seeds=2, serve=Setting(num_steps=3, guidance=2.0))
+STRICT = dataclasses.replace(CONFIG, satisfied_score=0.65)
 PROMPTS = ("a circle", "a red star", "two blue stars", "a star")
 
 
@@ -89,7 +90,7 @@ def judge_levels(levels, base=None, config=CONFIG, **more):
 
 
 def test_values_by_hand():
-    found = judge_levels([0.0, 0.2, 0.6, -0.4])
+    found = judge_levels([0.0, 0.2, 0.6, -0.4], config=STRICT)
     # As tuned a picture is its level, as served twice that, cut off at 1; a score is (x + 1) / 2.
     expected = {"tuned": [0.5, 0.6, 0.8, 0.3], "serve": [0.5, 0.7, 1.0, 0.1]}
     for name, scores_P in expected.items():
@@ -112,12 +113,14 @@ def test_values_by_hand():
     assert summary["serve/colors"] == pytest.approx(0.7, abs=ATOL)
     assert summary["serve/counting"] == pytest.approx(1.0, abs=ATOL)
     assert summary["tuned/score/se"] == pytest.approx(np.std([5, 6, 8, 3], ddof=1) / 20, abs=ATOL)
+    assert summary["serve/single/se"] == pytest.approx(np.std([5, 1], ddof=1) / 200**0.5, abs=ATOL)
+    assert summary["serve/satisfied/single"] == 0
+    assert summary["serve/satisfied/colors"] == 1
     assert summary["tuned/score/dark/score"] == pytest.approx(0.45, abs=ATOL)
 
 
 def test_satisfied_is_above_the_threshold():
-    config = dataclasses.replace(CONFIG, satisfied_score=0.65)
-    found = judge_levels([0.0, 0.2, 0.6, -0.4], config=config)
+    found = judge_levels([0.0, 0.2, 0.6, -0.4], config=STRICT)
     assert found.values["tuned/satisfied/share"].tolist() == [0, 0, 1, 0]
     assert found.values["serve/satisfied/share"].tolist() == [0, 1, 1, 0]
     assert np.isnan(found.values["tuned/diversity/satisfied"]).tolist() == [1, 1, 0, 1]

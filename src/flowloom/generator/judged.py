@@ -57,11 +57,10 @@ class Judged:
         """Mean over prompts with its bootstrap interval."""
         return mean_interval(self.values[name])
 
-    def kind_scores(self, setting: str = "serve") -> dict[str, Interval]:
-        """Mean score of each kind of prompt."""
+    def by_kind(self, name: str) -> dict[str, np.ndarray]:
+        """Values of the prompts of each kind."""
         kinds_P = np.array(self.kinds)
-        score_P = self.values[f"{setting}/score"]
-        return {kind: mean_interval(score_P[kinds_P == kind]) for kind in sorted(set(self.kinds))}
+        return {kind: self.values[name][kinds_P == kind] for kind in sorted(set(self.kinds))}
 
     def wrong_share(self, setting: str = "serve") -> Interval:
         """Share of the spread that lies in pairs with a picture that does not satisfy."""
@@ -70,19 +69,23 @@ class Judged:
         return ratio_interval(wrong_P, all_P) if all_P.any() else mean_interval(wrong_P)
 
     def summary(self) -> dict[str, float]:
-        """Means by name, standard errors as `<name>/se`, scores by kind as `<setting>/<kind>`.
+        """Means by name, with standard errors as `<name>/se`.
 
-        What has no value in any prompt is left out.
+        By kind of prompt `<setting>/<kind>` is the score, and `<setting>/satisfied/<kind>` the
+        share of satisfying pictures, which is what GenEval counts. What has no value in any prompt
+        is left out.
         """
-        found = {}
-        for name, values_P in self.values.items():
-            if not np.isnan(values_P).all():
-                found[name] = float(np.nanmean(values_P))
-                found[f"{name}/se"] = standard_error(values_P)
+        columns = dict(self.values)
         for setting in sorted({name.split("/")[0] for name in self.values}):
-            for kind, interval in self.kind_scores(setting).items():
-                found[f"{setting}/{kind}"] = interval.mean
-        return {name: round(value, NUM_DIGITS) for name, value in found.items()}
+            for measure, start in (("score", ""), ("satisfied/share", "satisfied/")):
+                for kind, values_P in self.by_kind(f"{setting}/{measure}").items():
+                    columns[f"{setting}/{start}{kind}"] = values_P
+        found = {}
+        for name, values_P in columns.items():
+            if not np.isnan(values_P).all():
+                found[name] = round(float(np.nanmean(values_P)), NUM_DIGITS)
+                found[f"{name}/se"] = round(standard_error(values_P), NUM_DIGITS)
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but seconds, of types that JSON and torch.save know."""
@@ -134,11 +137,10 @@ def ratio(base: Judged, tuned: Judged, name: str) -> Interval:
 def describe(base: Judged, tuned: Judged, setting: str = "serve") -> list[str]:
     """The comparison in words, one line each, for a model card."""
     lines = [f"Score: {_change(base, tuned, f'{setting}/score')} on {len(base.prompts)} prompts."]
-    kinds = zip(base.kind_scores(setting).items(), tuned.kind_scores(setting).values(), strict=True)
-    by_kind = [f"{kind} {old.mean:.2f} -> {new.mean:.2f}" for (kind, old), new in kinds]
-    lines.append(f"By kind of prompt: {', '.join(by_kind)}.")
-    share = _change(base, tuned, f"{setting}/satisfied/share")
-    lines.append(f"Pictures that satisfy their prompt, share: {share}.")
+    lines.append(f"By kind of prompt: {_kinds(base, tuned, f'{setting}/score')}.")
+    name = f"{setting}/satisfied/share"
+    lines.append(f"Pictures that satisfy their prompt, share: {_change(base, tuned, name)}.")
+    lines.append(f"By kind of prompt: {_kinds(base, tuned, name)}.")
     for names, what in ((base.trained, "trained on"), (base.held_out, "not trained on")):
         for name in _columns(base, setting, names):
             if name == f"{setting}/score/{base.trained[0]}/score":
@@ -200,6 +202,11 @@ def _diversity_lines(base: Judged, tuned: Judged, setting: str) -> list[str]:
         f"Diversity among all pictures: {_bounds(everything)} of the base's; the share of it that "
         f"wrong content makes: {wrong[0]:.2f} -> {wrong[1]:.2f}.",
     ]
+
+
+def _kinds(base: Judged, tuned: Judged, name: str) -> str:
+    sides = zip(base.by_kind(name).items(), tuned.by_kind(name).values(), strict=True)
+    return ", ".join(f"{kind} {old.mean():.2f} -> {new.mean():.2f}" for (kind, old), new in sides)
 
 
 def _columns(judged: Judged, setting: str, rubrics: Sequence[str]) -> list[str]:
