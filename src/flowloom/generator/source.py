@@ -1,8 +1,9 @@
-"""Where a generator comes from, and the files that it becomes once tuned."""
+"""Where a generator comes from, and what it is once it was written and read again."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,10 +13,21 @@ from flowloom.generator.export import CHECKPOINT, FOLDERS, Exported, export, sd3
 from flowloom.generator.velocity import Generator, ShapesFlow
 from flowloom.render.models import ModelStore
 from flowloom.shapes.model import load
+from flowloom.workflow import ModelFile
 
 
-def load_generator(config: TuneGeneratorConfig, prompts: Sequence[str]) -> Generator:
-    """What is to be tuned, as it is before.
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A generator and the record of the file or pipeline it comes from."""
+
+    flow: Generator
+    """What is to be tuned, as it is before."""
+    record: ModelFile
+    """What its base is called, its family and licence."""
+
+
+def load_source(config: TuneGeneratorConfig, prompts: Sequence[str]) -> Source:
+    """Read what is to be tuned.
 
     Args:
         config: Says which one.
@@ -25,40 +37,41 @@ def load_generator(config: TuneGeneratorConfig, prompts: Sequence[str]) -> Gener
         ValueError: The base is not in the catalogue or not on disk, or its configuration is wrong.
     """
     if config.sd3 is not None:
-        from flowloom.generator.sd3 import load_sd3
-
-        assert config.lora is not None, "checked by the configuration"
-        return load_sd3(
-            config.sd3, config.lora, prompts, guidance=config.guidance, seed=config.seed
-        )
-    base = ModelStore.open(None).checkpoint(config.base)
+        return _load_sd3(config, prompts)
+    store = ModelStore.open(None)
+    base = store.checkpoint(config.base)
+    record = store.catalogue.file(FOLDERS[CHECKPOINT], config.base)
+    assert record is not None, "the store has just loaded it"
     model = copy.deepcopy(base)
     if config.lora is None:
-        return ShapesFlow(model.requires_grad_(True), config.guidance, base=base)
+        flow = ShapesFlow(model.requires_grad_(True), config.guidance, base=base)
+        return Source(flow, record)
     adapter = Adapter(model, config.lora, config.seed)
-    return ShapesFlow(model, config.guidance, base=base, adapter=adapter)
+    return Source(ShapesFlow(model, config.guidance, base=base, adapter=adapter), record)
 
 
-def write_generator(
-    config: TuneGeneratorConfig, flow: Generator, out: Path
-) -> tuple[Generator, Exported]:
-    """Write what was tuned, with its catalogue records (`flowloom.generator.export`).
-
-    Returns:
-        What the files load as, and what was written.
-    """
-    facts = {"name": config.name, "card": config.card}
+def write_source(config: TuneGeneratorConfig, source: Source, out: Path) -> tuple[Exported, Source]:
+    """Write the tuned files and their records; return these, and the generator they load as."""
+    flow = source.flow
     if isinstance(flow, ShapesFlow):
-        base = ModelStore.open(None).catalogue.file(FOLDERS[CHECKPOINT], config.base)
-        assert base is not None, "the base was loaded from there"
-        exported = export(out, model=flow.model, adapter=flow.adapter, base=base, **facts)
-        tuned = load(out / "models" / FOLDERS[CHECKPOINT] / config.name)
-        return ShapesFlow(tuned, config.guidance, base=flow.base), exported
-    from flowloom.generator.sd3 import SD3Flow
+        model, adapter = flow.model, flow.adapter
+    else:
+        model, adapter = flow.transformer, flow.adapter  # type: ignore[attr-defined]
+    exported = export(
+        out, model=model, adapter=adapter, base=source.record, name=config.name, card=config.card
+    )
+    if not isinstance(flow, ShapesFlow):
+        return exported, source
+    loaded = load(out / "models" / FOLDERS[CHECKPOINT] / config.name)
+    return exported, Source(ShapesFlow(loaded, config.guidance, base=flow.base), source.record)
 
-    assert isinstance(flow, SD3Flow)
-    assert config.sd3 is not None, "it was loaded from there"
-    sizes = flow.transformer.config
-    base = sd3_record(config.sd3.name_or_path, sizes.num_layers, sizes.dual_attention_layers)
-    exported = export(out, model=flow.transformer, adapter=flow.adapter, base=base, **facts)
-    return flow, exported
+
+def _load_sd3(config: TuneGeneratorConfig, prompts: Sequence[str]) -> Source:
+    from flowloom.generator.sd3 import load_sd3
+
+    assert config.sd3 is not None, "asked by the caller"
+    assert config.lora is not None, "checked by the configuration"
+    flow = load_sd3(config.sd3, config.lora, prompts, guidance=config.guidance, seed=config.seed)
+    facts = flow.transformer.config
+    dual = facts.get("dual_attention_layers", ())
+    return Source(flow, sd3_record(config.sd3.name_or_path, facts["num_layers"], dual))

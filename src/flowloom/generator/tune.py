@@ -15,7 +15,6 @@ trained on, 1J: the score and its J terms.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -31,17 +30,19 @@ from flowloom.generator.config import FDFOConfig, TuneGeneratorConfig
 from flowloom.generator.evaluation import draw_rows, judge, times
 from flowloom.generator.fdfo import FDFO
 from flowloom.generator.flow_grpo import FlowGRPO
+from flowloom.generator.judged import Judged, describe, signs_of_hacking
 from flowloom.generator.judging_config import Setting
 from flowloom.generator.method import Method
 from flowloom.generator.pictures import write_grid
 from flowloom.generator.prompts import draw_prompts
 from flowloom.generator.rollout import Part, Share, roll_out
-from flowloom.generator.source import load_generator, write_generator
+from flowloom.generator.source import load_source, write_source
 from flowloom.generator.velocity import Generator, Untuned
 from flowloom.generator.watch import Watch
 from flowloom.processes import Processes
 from flowloom.runs import Run, write_json, write_state
-from flowloom.score.rubric import Rubric, get_rubric
+from flowloom.score.build import build_rubric
+from flowloom.score.rubric import Rubric
 
 _PROMPTS, _NOISE, _SHUFFLE, _EVALUATION = range(4)
 
@@ -62,8 +63,7 @@ def tune_generator(config: TuneGeneratorConfig, run: Run) -> dict[str, float]:
     check(processes.num <= num_prompts, "processes", processes.num, expected)
 
     # Load
-    rubric = get_rubric(config.rubric)
-    rubric = dataclasses.replace(rubric, timeout_s=config.score_timeout_s or rubric.timeout_s)
+    rubric = build_rubric(config.rubric, config.score_timeout_s)
     prompts_EP = [
         draw_prompts(config.prompts, "train", num_prompts, (config.seed, _PROMPTS, epoch))
         for epoch in range(config.num_epochs)
@@ -72,7 +72,8 @@ def tune_generator(config: TuneGeneratorConfig, run: Run) -> dict[str, float]:
     held_out = draw_prompts(config.prompts, "holdout", config.judging.num_prompts, entropy)
     watch = Watch(config, rubric, processes)
     asked = [prompt for some in (*prompts_EP, held_out, watch.all_prompts) for prompt in some]
-    flow = load_generator(config, list(dict.fromkeys(asked)))
+    source = load_source(config, list(dict.fromkeys(asked)))
+    flow = source.flow
 
     # Build
     setting = Setting(
@@ -93,7 +94,7 @@ def tune_generator(config: TuneGeneratorConfig, run: Run) -> dict[str, float]:
 
     # Resume, or judge the base
     state_path = run.work / "state.pt"
-    first, curve, before = 0, [], {}
+    first, curve, before = 0, [], None
     if state_path.exists():
         state = torch.load(state_path, weights_only=True)
         flow.load_state_dict(state["generator"])
@@ -101,11 +102,12 @@ def tune_generator(config: TuneGeneratorConfig, run: Run) -> dict[str, float]:
         watch.load_state_dict(state["watch"])
         if balance is not None:
             balance.load_state_dict(state["balance"])
-        first, curve, before = state["epoch"], state["curve"], state["before"]
+        first, curve = state["epoch"], state["curve"]
+        before = Judged.from_dict(state["before"])
         _log(processes, run, f"resumed after epoch {first} of {config.num_epochs}")
     elif processes.is_first:
         before = _judge(config, flow, rubric, setting, held_out)
-        run.log(f"base: score {before['serve/score']:.3f} as served")
+        run.log(f"base: score {before.interval('serve/score').mean:.3f} as served")
 
     # Loop
     started_s = time.perf_counter()
@@ -146,7 +148,8 @@ def tune_generator(config: TuneGeneratorConfig, run: Run) -> dict[str, float]:
         # Save
         is_last = done == config.num_epochs
         if processes.is_first and (done % config.checkpoint_every == 0 or is_last):
-            state = {"epoch": done, "curve": curve, "before": before}
+            assert before is not None, "the first process judged it"
+            state = {"epoch": done, "curve": curve, "before": before.to_dict()}
             state |= {"generator": flow.state_dict(), "optimizer": optimizer.state_dict()}
             state |= {"watch": watch.state_dict()}
             state |= {"balance": balance.state_dict()} if balance is not None else {}
@@ -161,23 +164,28 @@ def tune_generator(config: TuneGeneratorConfig, run: Run) -> dict[str, float]:
         watch.look(flow, config.num_epochs)
     if watch.best is not None:
         flow.load_state_dict(watch.best)
-    if not processes.is_first:
+    if before is None or not processes.is_first:
         return {}
 
     # Write the files, and judge them as they will be loaded
+    exported, tuned = write_source(config, source, run.out)
+    after = _judge(config, tuned.flow, rubric, setting, held_out)
     shown = held_out[: config.judging.num_grid_prompts]
-    rows = draw_rows(Untuned(flow), held_out, config.judging)
-    write_grid(run.out / "grid_before.png", shown, rows)
-    tuned, exported = write_generator(config, flow, run.out)
-    after = _judge(config, tuned, rubric, setting, held_out)
-    rows = draw_rows(tuned, held_out, config.judging)
-    write_grid(run.out / "grid_after.png", shown, rows)
-    write_json(run.out / "curve.json", {"before": before, "after": after, "epochs": curve})
-    metrics = {f"generator/{key.replace('/', '_')}_before": value for key, value in before.items()}
-    metrics |= {f"generator/{key.replace('/', '_')}_after": value for key, value in after.items()}
-    metrics["generator/lift"] = after["serve/score"] - before["serve/score"]
+    for name, judged in (("before", Untuned(flow)), ("after", tuned.flow)):
+        rows = draw_rows(judged, held_out, config.judging)
+        write_grid(run.out / f"grid_{name}.png", shown, rows)
+    scores = {"before": before.summary(), "after": after.summary()}
+    write_json(run.out / "curve.json", {**scores, "epochs": curve})
+    metrics = {
+        f"generator/{key.replace('/', '_')}_{when}": value
+        for when, values in scores.items()
+        for key, value in values.items()
+    }
+    metrics["generator/lift"] = scores["after"]["serve/score"] - scores["before"]["serve/score"]
     metrics["generator/images"] = float(curve[-1]["images"])
-    write_card(run.out / CARD, config, exported, metrics)
+    write_card(run.out / CARD, config, exported, metrics, describe(before, after))
+    for sign in signs_of_hacking(before, after):
+        run.log(f"against the gain: {sign}")
     return metrics
 
 
@@ -275,10 +283,11 @@ def _judge(
     rubric: Rubric,
     setting: Setting,
     held_out: Sequence[str],
-) -> dict[str, float]:
-    others = [get_rubric(name) for name in config.judging.held_out_rubrics]
-    judged = judge(flow, held_out, config.judging, [rubric], setting, held_out=others)
-    return judged.summary()
+) -> Judged:
+    others = [
+        build_rubric(name, config.score_timeout_s) for name in config.judging.held_out_rubrics
+    ]
+    return judge(flow, held_out, config.judging, [rubric], setting, held_out=others)
 
 
 def _log(processes: Processes, run: Run, message: str) -> None:

@@ -14,7 +14,8 @@ from flowloom.generator.prompts import draw_prompts
 from flowloom.generator.rollout import Share, raise_together, score
 from flowloom.generator.velocity import Generator
 from flowloom.processes import Processes
-from flowloom.score.rubric import Rubric, get_rubric
+from flowloom.score.build import build_rubric
+from flowloom.score.rubric import Rubric
 
 _ENTROPY = 4
 
@@ -29,7 +30,7 @@ class Watch:
         self.best_score, self.num_worse, self.reason = float("-inf"), 0, ""
         if self.config is None:
             return
-        watched = get_rubric(self.config.rubric)
+        watched = build_rubric(self.config.rubric, config.score_timeout_s)
         self.rubrics = {"trained": trained, "watched": watched}
         self.setting, self.rows = config.judging.serve, config.sample_rows
         entropy, K = (config.seed, _ENTROPY), self.config.num_seeds
@@ -89,8 +90,9 @@ class Watch:
         worse = watched < self.best_score - self.config.max_drop
         self.num_worse = self.num_worse + 1 if worse else 0
         if self.num_worse >= self.config.patience:
+            name = self.rubrics["watched"].name
             self.reason = (
-                f"{self.config.rubric} fell to {watched:.3f} on held-out prompts, more than "
+                f"{name} fell to {watched:.3f} on held-out prompts, more than "
                 f"{self.config.max_drop} below its best {self.best_score:.3f}, for "
                 f"{self.num_worse} looks"
             )

@@ -1,0 +1,383 @@
+"""The loop of `tune_generator` on a tiny random checkpoint, with FDFO.
+
+Facts pinned here:
+- Killed with SIGKILL at any step, also while it resumes, and run again, every file of the artifact
+  has the bytes of an uninterrupted run; all options at once, and Flow-GRPO.
+- Two processes do what one does at the same global batch: rewards to 1e-5, weights to 1e-4.
+- What fails in one process (a score that is not finite, breaks down or takes too long) stops both,
+  with the epoch and the reason, and nothing is left but the run's log and checkpoints.
+- Scoring beside the drawing changes nothing: parts of any size give the same scores to the bit.
+- A hard reward that an easy one starves is raised when differences are balanced.
+- Tuning stops when a watched score falls, and keeps the weights of its best look.
+- Prompts tuned on are never held-out ones.
+"""
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from flowloom.generator import tune, watch
+from flowloom.generator.balance import Balance
+from flowloom.generator.config import (
+    FDFOConfig,
+    FlowGRPOConfig,
+    PromptsConfig,
+    TuneGeneratorConfig,
+    WatchConfig,
+)
+from flowloom.generator.fdfo import FDFO
+from flowloom.generator.judging_config import JudgingConfig, Setting
+from flowloom.generator.lora_config import LoRAConfig
+from flowloom.generator.prompts import draw_prompts
+from flowloom.generator.rollout import Share, roll_out
+from flowloom.generator.velocity import ShapesFlow
+from flowloom.processes import Processes
+from flowloom.runs import Run
+from flowloom.score.rubric import Rubric, Term
+from flowloom.shapes import prompts as language
+from flowloom.shapes.model import load
+from tests.designer.forked import CONTEXT, count_calls, start
+from tests.generator.tiny import brightness, install, tiny_model
+
+CONFIG = TuneGeneratorConfig(
+    base="tiny.safetensors",
+    name="tiny-tuned.safetensors",
+    num_epochs=3,
+    images_per_epoch=6,
+    num_steps=3,
+    num_minibatches=2,
+    judging=JudgingConfig(
+        num_prompts=2, num_seeds=2, num_grid_prompts=2, serve=Setting(num_steps=2, guidance=2.5)
+    ),
+    checkpoint_every=1,
+)
+EVERYTHING = dataclasses.replace(
+    CONFIG,
+    method=FDFOConfig(num_branches=3),
+    guidance=2.0,
+    lora=LoRAConfig(rank=2),
+    balance_epochs=4.0,
+    watch=WatchConfig(every=2, rubric="contrast", num_prompts=2, num_seeds=1, max_drop=0.5),
+    sample_rows=3,
+    units_per_pass=2,
+)
+GRPO = dataclasses.replace(CONFIG, method=FlowGRPOConfig(group_size=3))
+CONFIGS = {"everything": EVERYTHING, "grpo": GRPO}
+
+
+def contrast(prompts, images_BCHW, flops):
+    return torch.tanh(images_BCHW.flatten(1).std(1)).double().numpy()
+
+
+RUBRICS = {
+    "shapes": Rubric(
+        "both", (Term("brightness", brightness, 0.9), Term("contrast", contrast, 0.1)), kind="sum"
+    ),
+    "contrast": Rubric("contrast", (Term("contrast", contrast),)),
+}
+
+
+def built_from(rubrics):
+    return lambda name, timeout_s=None: dataclasses.replace(rubrics[name], timeout_s=timeout_s)
+
+
+def enter(root, replace, rubrics=RUBRICS):
+    install(root, CONFIG.base, replace)
+    for module in (tune, watch):
+        replace(module, "build_rubric", built_from(rubrics))
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    enter(tmp_path / "models", monkeypatch.setattr)
+    return tmp_path / "models"
+
+
+def run_in(folder, config):
+    run = Run("tune_generator", folder)
+    run.begin()
+    metrics = tune.tune_generator(config, run)
+    return metrics, run.finish(metrics).digest
+
+
+def run_killed(at, root, folder, config):
+    enter(root, setattr)
+    count_calls(setattr, at)
+    run_in(folder, config)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_killed_equals_left_alone(name, root, tmp_path, monkeypatch):
+    config = CONFIGS[name]
+    with monkeypatch.context() as patch:
+        count = count_calls(patch.setattr)
+        whole = run_in(tmp_path / "whole", config)
+    # Somewhere and again soon after it came back; and while it writes what it made.
+    for kill, moments in enumerate([(count[0] // 2, 3), (count[0] - 2,)]):
+        folder = tmp_path / f"killed-{kill}"
+        for at in moments:
+            process = start(run_killed, at, root, folder, config)
+            process.join()
+            assert process.exitcode == -signal.SIGKILL
+        assert (folder / "work" / "state.pt").is_file()
+        assert run_in(folder, config) == whole
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+def run_joint(rank, num, port, root, folder, config, fails, said):
+    """One of `num` processes that torchrun would start."""
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in names.items()}, MASTER_ADDR="localhost")
+    torch.set_num_threads(1)
+    enter(root, setattr, failing(fails, rank) if fails else RUBRICS)
+    run = Run("tune_generator", folder)
+    if rank == 0:
+        run.begin()
+    try:
+        metrics = tune.tune_generator(config, run)
+    except Exception as error:
+        said.put((rank, type(error).__name__, str(error)))
+        return
+    if rank == 0:
+        run.finish(metrics)
+    said.put((rank, "", ""))
+
+
+def failing(how, rank):
+    """A rubric whose second batch of an epoch fails in process 1 alone."""
+    calls = []
+
+    def scorer(prompts, images_BCHW, flops):
+        calls.append(1)
+        if rank == 1 and len(calls) == 3:
+            if how == "late":
+                time.sleep(60)
+            if how == "broken":
+                raise KeyError("no such thing")
+            return np.full(len(images_BCHW), np.nan)
+        return brightness(prompts, images_BCHW, flops)
+
+    return {"shapes": Rubric("shaky", (Term("x", scorer),))}
+
+
+def together(root, folder, config, fails=None):
+    port, said = free_port(), CONTEXT.Queue()
+    group = [start(run_joint, r, 2, port, root, folder, config, fails, said) for r in range(2)]
+    found = sorted(said.get(timeout=120) for _ in group)
+    for process in group:
+        process.join()
+    return found
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_two_processes_do_what_one_does(name, root, tmp_path):
+    # Plain steps: what Adam makes of a gradient that is 0 up to rounding is arbitrary.
+    config = dataclasses.replace(CONFIGS[name], num_epochs=2, images_per_epoch=9)
+    run_in(tmp_path / "one", config)
+    assert [kind for _, kind, _ in together(root, tmp_path / "two", config)] == ["", ""]
+    curves, models = [], []
+    for folder in ("one", "two"):
+        out = tmp_path / folder / "out"
+        curves.append(json.loads((out / "curve.json").read_text())["epochs"])
+        models.append(load(out / "models" / "checkpoints" / CONFIG.name).state_dict())
+    for one, two in zip(*curves, strict=True):
+        assert one == pytest.approx(two, rel=1e-3, abs=1e-5)
+        assert one["train/reward"] == pytest.approx(two["train/reward"], abs=1e-5)
+    for key, value in models[0].items():
+        torch.testing.assert_close(models[1][key], value, rtol=0, atol=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "reason"),
+    [
+        ("nan", "FloatingPointError", "shaky: x is not finite"),
+        ("broken", "RuntimeError", "shaky: x: broke down"),
+        ("late", "RuntimeError", "shaky: x: no values after 1.0 s"),
+    ],
+)
+def test_what_fails_in_one_process_stops_both(how, kind, reason, root, tmp_path):
+    config = dataclasses.replace(CONFIG, score_timeout_s=1.0, images_per_epoch=8, sample_rows=4)
+    (_, *first), (_, *second) = together(root, tmp_path / "run", config, how)
+    assert first[0] == "RuntimeError"
+    assert second[0] == kind
+    for _, message in (first, second):
+        assert message.startswith("epoch 2: process 1: ")
+        assert reason in message
+    left = {path.name for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert left == {"log.txt", "metrics.jsonl", "state.pt"}
+
+
+def test_alone_a_failure_names_the_epoch(root, tmp_path, monkeypatch):
+    calls = []
+
+    def breaks(prompts, images_BCHW, flops):
+        calls.append(1)
+        # Two calls judge the base; the second epoch is the fourth.
+        return np.full(len(images_BCHW), np.nan if len(calls) == 4 else 0.5)
+
+    rubrics = {"shapes": Rubric("breaks", (Term("x", breaks),))}
+    monkeypatch.setattr(tune, "build_rubric", built_from(rubrics))
+    with pytest.raises(FloatingPointError, match=r"^epoch 1: breaks: x is not finite"):
+        run_in(tmp_path / "run", CONFIG)
+    assert not list((tmp_path / "run" / "out.partial").iterdir())
+
+
+def test_artifact(root, tmp_path):
+    metrics, _ = run_in(tmp_path / "run", dataclasses.replace(CONFIG, lora=LoRAConfig(rank=2)))
+    out = tmp_path / "run" / "out"
+    names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert names == {
+        "README.md",
+        "curve.json",
+        "files.json",
+        "grid_after.png",
+        "grid_before.png",
+        "models/checkpoints/tiny-tuned.safetensors",
+        "models/loras/tiny-tuned-lora.safetensors",
+    }
+    curve = json.loads((out / "curve.json").read_text())
+    assert [row["images"] for row in curve["epochs"]] == [6, 12, 18]
+    terms = [row["train/term/brightness"] for row in curve["epochs"]]
+    total = [row["train/reward"] for row in curve["epochs"]]
+    contrasts = [row["train/term/contrast"] for row in curve["epochs"]]
+    assert total == pytest.approx(np.dot([0.9, 0.1], [terms, contrasts]).tolist(), abs=1e-5)
+    lift = curve["after"]["serve/score"] - curve["before"]["serve/score"]
+    assert metrics["generator/lift"] == pytest.approx(lift)
+    assert (out / "grid_before.png").read_bytes() != (out / "grid_after.png").read_bytes()
+
+
+def test_parts_do_not_matter():
+    flow = ShapesFlow(tiny_model())
+    prompts = draw_prompts(PromptsConfig(), "train", 6, (0, 0))
+    method, share = FDFO(FDFOConfig(), [1.0, 0.5, 0.0]), Share(Processes(), 6, 2)
+    found = []
+    for rows in (4, 6, 12):
+        parts, scored, wild = roll_out(
+            flow, method, RUBRICS["shapes"], prompts, range(6), share, rows, 0
+        )
+        assert sum(len(part.prompts) for part in parts) == 6
+        found.append(torch.cat([scored, wild[:, None]], 1))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_balance_by_hand():
+    easy = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    hard = torch.tensor([-0.01, 0.01, 0.03, 0.01])
+    total = 0.5 * easy + 0.5 * hard
+    balance = Balance([0.5, 0.5], 4.0)
+    rewards = balance(total, torch.stack([easy, hard], 1), 2)
+    differences = (rewards[0::2] - rewards[1::2]) / 2
+    size = float(((total[0::2] - total[1::2]) / 2).square().mean().sqrt())
+    expected = size * torch.tensor([0.5 * 1 - 0.5, 0.5 * 1 + 0.5])
+    torch.testing.assert_close(differences, expected, rtol=1e-5, atol=1e-6)
+    constant = Balance([0.5, 0.5], 4.0)(total, torch.stack([easy, torch.ones(4)], 1), 2)
+    assert constant.isfinite().all()
+
+
+def hard_gain(balance_epochs, tmp_path, monkeypatch):
+    """What 12 epochs gain of a reward whose differences are 300 times smaller than another's."""
+
+    def red(prompts, images_BCHW, flops):
+        return 0.5 + images_BCHW[:, 0].flatten(1).mean(1).double().numpy() / 4
+
+    def blue(prompts, images_BCHW, flops):
+        return 0.5 - images_BCHW.flatten(1).mean(1).double().numpy() / 1200
+
+    terms = (Term("easy", red, 0.5), Term("hard", blue, 0.5))
+    rubrics = {"shapes": Rubric("both", terms, kind="sum")}
+    monkeypatch.setattr(tune, "build_rubric", built_from(rubrics))
+    config = dataclasses.replace(
+        CONFIG, num_epochs=12, images_per_epoch=16, lr=3e-3, balance_epochs=balance_epochs,
+        method=FDFOConfig(kl_coef=0.0), judging=dataclasses.replace(CONFIG.judging, num_seeds=8),
+    )  # fmt: skip
+    metrics, _ = run_in(tmp_path / f"run-{balance_epochs}", config)
+    name = "generator/tuned_score_both_{}_{}".format
+    return [
+        metrics[name(term, "after")] - metrics[name(term, "before")] for term in ("easy", "hard")
+    ]
+
+
+def test_balance_feeds_the_hard_reward(root, tmp_path, monkeypatch):
+    starved = hard_gain(None, tmp_path, monkeypatch)
+    balanced = hard_gain(4.0, tmp_path, monkeypatch)
+    assert starved[0] > 0.02
+    assert starved[1] < 0 < balanced[1]
+
+
+def test_watch_stops_and_keeps_the_best(root, tmp_path, monkeypatch):
+    def dark(prompts, images_BCHW, flops):
+        return 1 - brightness(prompts, images_BCHW, flops)
+
+    rubrics = {**RUBRICS, "dark": Rubric("dark", (Term("dark", dark),))}
+    enter(root, monkeypatch.setattr, rubrics)
+    config = dataclasses.replace(
+        CONFIG, num_epochs=30, images_per_epoch=16, lr=3e-3,
+        method=FDFOConfig(kl_coef=0.0),
+        watch=WatchConfig(every=2, rubric="dark", num_prompts=4, max_drop=0.01, patience=2),
+    )  # fmt: skip
+    metrics, _ = run_in(tmp_path / "run", config)
+    lines = (tmp_path / "run" / "log.txt").read_text().splitlines()
+    assert any("stopped before epoch" in line and "dark fell to" in line for line in lines)
+    assert metrics["generator/images"] < 16 * 30
+    curve = json.loads((tmp_path / "run" / "out" / "curve.json").read_text())["epochs"]
+    looks = [row["watch/watched"] for row in curve if "watch/watched" in row]
+    assert looks[0] == max(looks)
+    # The best look was at the base.
+    saved = load(tmp_path / "run" / "out" / "models" / "checkpoints" / CONFIG.name).state_dict()
+    for key, value in tiny_model().state_dict().items():
+        torch.testing.assert_close(saved[key], value, rtol=1e-3, atol=1e-4)
+
+
+def test_reward_rises(root, tmp_path):
+    config = dataclasses.replace(
+        CONFIG, num_epochs=15, images_per_epoch=16, lr=3e-3, method=FDFOConfig(kl_coef=0.0)
+    )
+    metrics, _ = run_in(tmp_path / "run", config)
+    assert metrics["generator/tuned_score_after"] > metrics["generator/tuned_score_before"] + 0.02
+
+
+def test_prompts_of_the_splits_do_not_meet(tmp_path):
+    config = PromptsConfig(kinds=("two", "colors"), shapes=("circle", "star"))
+    train = draw_prompts(config, "train", 200, (0, 1))
+    held_out = draw_prompts(config, "holdout", 100, (0, 2))
+    meanings = [{language.parse(text).meaning for text in texts} for texts in (train, held_out)]
+    assert not meanings[0] & meanings[1]
+    specs = [language.parse(text) for text in train + held_out]
+    assert {spec.kind for spec in specs} == {"two", "colors"}
+    assert {item.shape for spec in specs for item in spec.objects} == {"circle", "star"}
+
+    path = tmp_path / "prompts.txt"
+    path.write_text("\n".join(f"a picture of {n} cats" for n in range(200)) + "\n\n")
+    config = PromptsConfig(file=str(path))
+    train, held_out = (set(draw_prompts(config, s, 400, (0,))) for s in ("train", "holdout"))
+    assert not train & held_out
+    assert len(train | held_out) == 200
+    assert 10 < len(held_out) < 30
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"num_epochs": 0}, "num_epochs"),
+        ({"images_per_epoch": 7}, "images_per_epoch"),
+        ({"guidance": 0.0}, "guidance"),
+        ({"score_timeout_s": 0.0}, "score_timeout_s"),
+        ({"name": "tiny.safetensors"}, "name"),
+    ],
+)
+def test_bad_fields_are_named(change, field):
+    with pytest.raises(ValueError, match=f"^{field}: got"):
+        dataclasses.replace(CONFIG, **change)
