@@ -85,7 +85,7 @@ def _facts(
         ("method", _first_line(config.method)),
         ("its settings", ", ".join(f"{k} {v}" for k, v in method.items() if v is not None)),
         ("tuned", tuned),
-        ("reward", config.rubric),
+        ("reward", config.rubric if isinstance(config.rubric, str) else config.rubric.name),
         ("optimiser steps", f"{steps}, peak learning rate {config.lr}"),
         ("pictures rendered", f"{images:,}"),
         ("sampling while tuned", f"{config.num_steps} steps, guidance {config.guidance or 'none'}"),
