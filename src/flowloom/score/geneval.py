@@ -34,7 +34,7 @@ _RELATIONS = {
     "above": ("above", "on top of", "over"),
     "below": ("below", "under", "beneath", "underneath"),
 }
-_OPENING = re.compile(r"^(an?|the) (photo|photograph|picture|image|drawing|painting) of ")
+_OPENING = re.compile(r"^(an?|the) (photo|photograph|picture|image|drawing|painting) of( |$)")
 _ARTICLE = re.compile(r"^(an?|the) ")
 _IRREGULAR = {"people": "person", "knives": "knife", "mice": "mouse", "geese": "goose"}
 _SAME = ("sheep", "skis", "scissors", "glasses", "fish", "deer")
@@ -94,7 +94,7 @@ def parse(prompt: str) -> Spec:
             if found:
                 pair = (_wanted(first, prompt), _wanted(second, prompt))
                 return Spec(wanted=pair, relation=relation)
-    parts = re.split(r" and | with ", text)
+    parts = re.split(r"\s*\b(?:and|with)\b\s*", text)
     if len(parts) == 1:
         head, _, rest = text.partition(" ")
         count = _NUMBERS.get(head) or (int(head) if head.isdecimal() and int(head) > 0 else None)
