@@ -195,8 +195,9 @@ def text_bytes(layout: SD3Layout, dtype: torch.dtype, use_t5: bool) -> int:
 
 
 def tensor_bytes(model: nn.Module) -> int:
-    """Bytes of the parameters and of the buffers that are stored."""
-    return sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    """Bytes of the parameters and of the buffers that are stored; what is tied counts once."""
+    different = {id(value): value for value in model.state_dict(keep_vars=True).values()}
+    return sum(value.numel() * value.element_size() for value in different.values())
 
 
 def sampling_bytes(

@@ -100,9 +100,9 @@ SD35_LARGE = SD3Layout(
 )  # fmt: skip
 """Stable Diffusion 3.5 large, published as 8.1 G weights."""
 
-PICKSCORE_WEIGHTS = 986_109_441
-"""Weights of PickScore, a CLIP ViT-H/14 (OpenCLIP's table of models: 986.11 M)."""
-QWEN_VL_3B_WEIGHTS = 3_754_622_976
-"""Weights of Qwen2.5-VL 3B (arXiv 2502.13923): size of its bfloat16 files on the hub, halved."""
-QWEN_VL_7B_WEIGHTS = 8_292_166_656
-"""Weights of Qwen2.5-VL 7B (arXiv 2502.13923): size of its bfloat16 files on the hub, halved."""
+PICKSCORE_WEIGHTS = 986_000_000
+"""Weights of PickScore, a CLIP ViT-H/14: OpenCLIP's table of models has 986.11 M."""
+QWEN_VL_3B_WEIGHTS = 3_750_000_000
+"""Weights of Qwen2.5-VL 3B with its vision tower, as its page on the hub rounds them."""
+QWEN_VL_7B_WEIGHTS = 8_290_000_000
+"""Weights of Qwen2.5-VL 7B with its vision tower, as its page on the hub rounds them."""

@@ -21,6 +21,9 @@ RECIPES = {
     "qwen3_0_6b": "flowloom.recipes.language_models:qwen3_0_6b",
     "llama_3_1_8b": "flowloom.recipes.language_models:llama_3_1_8b",
     "paper": "flowloom.recipes.language_models:paper",
+    "sd35_medium_fdfo": "flowloom.recipes.generators:sd35_medium_fdfo",
+    "sd35_medium_80gb": "flowloom.recipes.generators:sd35_medium_80gb",
+    "sd35_medium_24gb": "flowloom.recipes.generators:sd35_medium_24gb",
 }
 
 
