@@ -159,6 +159,13 @@ def test_noise_is_ignored_and_a_step_of_the_grid_is_not():
     assert near > 0.1 * far
 
 
+def test_maps_of_a_mirrored_picture_are_mirrored():
+    square = Placed("square", "red", "large", 10, 14)
+    pair = torch.cat([picture(square), picture(dataclasses.replace(square, row=21))])
+    maps_BKGG = object_maps(detector.detect(pair)).reshape(2, -1, 8, 8)
+    np.testing.assert_allclose(maps_BKGG[1], maps_BKGG[0, :, ::-1], atol=1e-6)
+
+
 def test_order_of_objects_does_not_matter():
     second = Placed("star", "green", "small", 22, 22)
     assert maps_apart(picture(RED_CIRCLE, second), picture(second, RED_CIRCLE)) < 1e-6

@@ -218,7 +218,9 @@ def _change(base: Judged, tuned: Judged, name: str, num_digits: int = 3) -> str:
     """Before -> after and the change with its interval."""
     old, new = (float(np.nanmean(judged.values[name])) for judged in (base, tuned))
     change = gain(base, tuned, name)
-    mean, low, high = (f"{v:+.{num_digits}f}" for v in (change.mean, change.low, change.high))
+    # Adding 0 turns -0 into 0.
+    ends = (round(v, num_digits) + 0.0 for v in (change.mean, change.low, change.high))
+    mean, low, high = (f"{v:+.{num_digits}f}" for v in ends)
     return f"{old:.{num_digits}f} -> {new:.{num_digits}f}, {mean} ({low} to {high})"
 
 
