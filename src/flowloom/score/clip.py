@@ -22,7 +22,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flowloom.score.config import AlignmentConfig, HPSConfig, ModelConfig, PickScoreConfig
-from flowloom.score.models import ModelScorer, device_of, read_model, read_part, shared
+from flowloom.score.models import (
+    ModelScorer,
+    check_tokenizer,
+    device_of,
+    read_model,
+    read_part,
+    shared,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -44,6 +51,7 @@ class Encoder:
             AutoImageProcessor, config, "CLIP's image processor", backend="pil"
         )
         self._model = read_model(CLIPModel, config, "a CLIP model")
+        check_tokenizer(self._tokenizer, self._model.config.text_config, config)
         self._device = device_of(config)
 
     @property

@@ -87,7 +87,7 @@ class DetectorConfig(ModelConfig):
     batch_size: int = 4
     """Pictures in one forward pass; changes no score beyond rounding."""
     threshold: float = 0.3
-    """Confidence from which a box counts."""
+    """Confidence above which a box counts."""
     counting_threshold: float | None = None
     """The same for prompts that count; GenEval is stricter there. None takes `threshold`."""
     max_overlap: float = 0.5

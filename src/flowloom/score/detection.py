@@ -24,7 +24,14 @@ from flowloom.score import geneval
 from flowloom.score.clip import Encoder, read_encoder
 from flowloom.score.config import DetectorConfig
 from flowloom.score.geneval import COLORS, Box, Spec
-from flowloom.score.models import ModelScorer, device_of, read_model, read_part, shared
+from flowloom.score.models import (
+    ModelScorer,
+    check_tokenizer,
+    device_of,
+    read_model,
+    read_part,
+    shared,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -94,7 +101,7 @@ class DetectorScorer(ModelScorer):
             boxes = [
                 Box(noun=nouns[b][int(noun_Q[q])], score=float(best_Q[q]), corners=tuple(box))
                 for q, box in enumerate(_within(corners[b], pictures[b]).tolist())
-                if best_Q[q] >= limit
+                if best_Q[q] > limit
                 and min(box[2] - box[0], box[3] - box[1]) >= _MIN_SIDE
             ]  # fmt: skip
             result.append(geneval.suppress(boxes, config.max_overlap, config.max_objects))
@@ -212,6 +219,7 @@ def _read(config: DetectorConfig) -> Detector:
     layout = model.config.model_type
     check(layout in known, f"{config.model}: layout", layout, f"one of {', '.join(known)}")
     processor = read_part(AutoProcessor, config, "the detector's processor")
+    check_tokenizer(processor.tokenizer, model.config.text_config, config)
     processor.image_processor = read_part(
         AutoImageProcessor, config, "the detector's image processor", backend="pil"
     )

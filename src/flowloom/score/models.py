@@ -136,6 +136,20 @@ def read_model(factory: Any, config: ModelConfig, what: str) -> Any:
     return model.to(device_of(config)).eval().requires_grad_(False)
 
 
+def check_tokenizer(tokenizer: Any, text_config: Any, config: ModelConfig) -> None:
+    """Make sure that a tokenizer has its words: without its file it is made with hardly any.
+
+    Raises:
+        ValueError: It has less than half of what the model reads (some models are padded).
+    """
+    got, expected = len(tokenizer), text_config.vocab_size
+    if 2 * got < expected:
+        raise ValueError(
+            f"{config.model}: expected a tokenizer of {expected} words, got: {got}; is its "
+            "tokenizer.json (or vocab.json and merges.txt) there?"
+        )
+
+
 def device_of(config: ModelConfig) -> str:
     """The device of a configuration; `auto` is this process's GPU under torchrun."""
     if config.device != "auto":

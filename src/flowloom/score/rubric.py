@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from flowloom.config import check
-from flowloom.score.scorers import Scorer, crispness, faithfulness, thrift
+from flowloom.score.scorers import Scorer, crispness, faithfulness, likeness, thrift
 from flowloom.shapes import detector
 
 RESERVED = ("score", "flops")
@@ -277,6 +277,7 @@ def shapes_rubric(cost_weight: float | None = None) -> Rubric:
 RUBRICS: dict[str, Callable[[], Rubric]] = {
     "shapes": shapes_rubric,
     "shapes-thrift": lambda: shapes_rubric(COST_WEIGHT),
+    "shapes-likeness": lambda: Rubric("shapes-likeness", (Term("likeness", likeness),)),
 }
 
 

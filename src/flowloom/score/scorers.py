@@ -15,12 +15,15 @@ from torch import Tensor
 
 from flowloom.shapes import detector
 from flowloom.shapes.prompts import MAX_TOKENS, PromptSpec, parse, word_list
+from flowloom.shapes.redrawing import redrawing_errors
 
 Scorer = Callable[[Sequence[str], Any, np.ndarray], np.ndarray]
 """`(prompts, images, flops_B) -> values_B`; pictures in [-1, 1], one tensor `[B, 3, 32, 32]` where
 the term is native, else a list of `[3, H, W]`."""
 THRIFT_FLOPS = 1e9
 """Cost at which `thrift` is a half."""
+LIKENESS_ERROR = 0.03
+"""Mean squared error at which `likeness` is 1 / e: about that of one missing small red circle."""
 MAX_WORDS = MAX_TOKENS - 1
 """The models read no more of a prompt: one token is the start."""
 MAX_CHARACTERS = 400
@@ -44,6 +47,20 @@ def crispness(prompts: Sequence[str], images_BCHW: Tensor, flops_B: np.ndarray) 
 def thrift(prompts: Sequence[str], images_BCHW: Tensor, flops_B: np.ndarray) -> np.ndarray:
     """1 / (1 + flops / THRIFT_FLOPS): 1 for free, 1/2 at a thousand million."""
     return 1 / (1 + flops_B / THRIFT_FLOPS)
+
+
+def likeness(prompts: Sequence[str], images_BCHW: Tensor, flops_B: np.ndarray) -> np.ndarray:
+    """exp(-e / LIKENESS_ERROR), e the squared error to a clean drawing of what a prompt asks for.
+
+    Pixels count, where `faithfulness` forgives much: a judge for pictures that were tuned on that.
+
+    Raises:
+        ValueError: A prompt is outside the grammar of the shapes world.
+        FloatingPointError: A picture is not finite.
+    """
+    specs = [read_prompt(text) for text in prompts]
+    errors = redrawing_errors(images_BCHW, specs, detector.detect(images_BCHW))
+    return np.exp(-errors["asked"] / LIKENESS_ERROR)
 
 
 @lru_cache(maxsize=4096)

@@ -20,7 +20,14 @@ import numpy as np
 import torch
 
 from flowloom.score.config import VLMConfig
-from flowloom.score.models import ModelScorer, device_of, read_model, read_part, shared
+from flowloom.score.models import (
+    ModelScorer,
+    check_tokenizer,
+    device_of,
+    read_model,
+    read_part,
+    shared,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -112,6 +119,7 @@ def _read(config: VLMConfig) -> Reader:
     if not processor.chat_template:
         raise ValueError(f"{config.model}: got a processor without a chat template, expected one")
     model = read_model(AutoModelForImageTextToText, config, "a vision-language model")
+    check_tokenizer(processor.tokenizer, model.config.get_text_config(), config)
     return Reader(model, processor, device_of(config))
 
 
