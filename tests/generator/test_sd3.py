@@ -4,24 +4,31 @@ Its velocity is that of diffusers' own pipeline for the same latents, prompt and
 and without, with T5 and without; a whole run with the shifted times gives the pipeline's picture.
 Only the adapters, in float32, have gradients, over float32 or bfloat16 weights; switched off, they
 leave the base. Recomputed activations change no gradient. Text encoders are gone once prompts are
-encoded, embeddings on disk equal fresh ones and are not made twice. What is missing is named.
+encoded, embeddings on disk equal fresh ones and are not made twice. What is missing is named. An
+epoch of FDFO on a person's prompts moves every adapter and writes the LoRA under diffusers' keys.
 """
 
 import dataclasses
 import gc
 import itertools
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
-from flowloom.generator import sd3
+from flowloom.generator import sd3, tune
+from flowloom.generator.config import FDFOConfig, PromptsConfig, TuneGeneratorConfig
+from flowloom.generator.judging_config import JudgingConfig, Setting
 from flowloom.generator.lora_config import LoRAConfig
 from flowloom.generator.sd3 import load_sd3
 from flowloom.generator.sd3_config import SD3Config
 from flowloom.generator.sd3_text import TextEncoders
 from flowloom.render.schedules import schedule
+from flowloom.runs import Run
+from flowloom.score.rubric import Rubric, Term
 from tests.generator import tiny_sd3
 
 PROMPTS = ["a red fox", "two blue stars near a tree"]
@@ -235,3 +242,37 @@ def test_broken_weights_names_that_do_not_exist_and_too_large_pictures(config, f
     unknown = dataclasses.replace(LORA, target_modules=("nowhere",))
     with pytest.raises(ValueError, match="target_modules: got 'nowhere'"):
         load_sd3(config, unknown, PROMPTS)
+
+
+def brightness(prompts, images, flops):
+    return np.array([float(torch.as_tensor(image).mean()) + 1 for image in images]) / 2
+
+
+def test_an_epoch_of_the_loop(config, tmp_path, monkeypatch):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(
+        "# people's words\n" + "".join(f"a painting of {n} cats\n" for n in range(30))
+    )
+    rubric = Rubric("bright", (Term("brightness", brightness, 1.0, native=False),), kind="sum")
+    monkeypatch.setattr(tune, "build_rubric", lambda name, timeout_s=None: rubric)
+    tuning = TuneGeneratorConfig(
+        sd3=dataclasses.replace(config, gradient_checkpointing=True), lora=LORA,
+        name="tiny-fdfo.safetensors", prompts=PromptsConfig(file=str(prompts)), num_epochs=1,
+        images_per_epoch=4, num_steps=2, time_shift=sd3.TIME_SHIFT, num_minibatches=1,
+        sample_rows=4, units_per_pass=2, method=FDFOConfig(churn=0.2, kl_coef=0.1),
+        judging=JudgingConfig(
+            num_prompts=2, num_seeds=2, num_grid_prompts=1, grid_seeds=1,
+            serve=Setting(num_steps=1, guidance=2.0, time_shift=sd3.TIME_SHIFT),
+        ),
+    )  # fmt: skip
+    run = Run("tune_generator", tmp_path / "run")
+    run.begin()
+    metrics = tune.tune_generator(tuning, run)
+    assert metrics["generator/images"] == 4
+    (path,) = (run.out / "models" / "loras").iterdir()
+    lora = safetensors.torch.load_file(path)
+    before = load_sd3(config, LORA, []).state_dict()
+    assert {key for key in lora if key.endswith(".weight")} == {
+        f"{sd3.TRANSFORMER_PREFIX}.{key}" for key in before
+    }
+    assert all(lora[f"transformer.{key}"].any() for key in before)

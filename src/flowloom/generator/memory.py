@@ -31,8 +31,8 @@ from flowloom.generator.sd3_layout import SD3Layout
 
 MAX_FRAC = 0.92
 """Share of a device that tensors may take; the rest is its context and gaps between tensors."""
-_GB = 1e9
-_CLIP_POSITIONS = 77
+GB = 1e9
+CLIP_POSITIONS = 77
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Estimate:
         """The parts in words, in GB (1e9 bytes)."""
         rows = []
         for phase, parts in (*self.phases.items(), ("host", self.host)):
-            listed = ", ".join(f"{part} {size / _GB:.2f}" for part, size in parts.items())
-            rows.append(f"{phase}: {sum(parts.values()) / _GB:.2f} GB ({listed})")
+            listed = ", ".join(f"{part} {size / GB:.2f}" for part, size in parts.items())
+            rows.append(f"{phase}: {sum(parts.values()) / GB:.2f} GB ({listed})")
         return rows
 
 
@@ -70,11 +70,11 @@ def check_fits(estimate: Estimate, device_bytes: int) -> None:
         return
     phase = max(estimate.phases, key=lambda name: sum(estimate.phases[name].values()))
     parts = sorted(estimate.phases[phase].items(), key=lambda item: -item[1])
-    listed = ", ".join(f"{part} {size / _GB:.1f}" for part, size in parts if size > 0.01 * _GB)
+    listed = ", ".join(f"{part} {size / GB:.1f}" for part, size in parts if size > 0.01 * GB)
     cure = next((_CURES[part] for part, _ in parts if part in _CURES), "a larger device")
     raise ValueError(
-        f"memory: got {estimate.peak / _GB:.1f} GB while it will {phase} ({listed}), expected at "
-        f"most {allowed / _GB:.1f} of the device's {device_bytes / _GB:.1f} GB; lower {cure}"
+        f"memory: got {estimate.peak / GB:.1f} GB while it will {phase} ({listed}), expected at "
+        f"most {allowed / GB:.1f} of the device's {device_bytes / GB:.1f} GB; lower {cure}"
     )
 
 
@@ -114,7 +114,7 @@ def estimate(
         transformer.enable_gradient_checkpointing()
     vae = build_vae(layout)
     shape = latent_shape(sd3, transformer.config, vae.config)
-    positions = _CLIP_POSITIONS + sd3.num_t5_tokens
+    positions = CLIP_POSITIONS + sd3.num_t5_tokens
 
     branches = config.method.num_branches
     rows = rows_per_pass(config)
