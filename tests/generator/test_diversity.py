@@ -21,6 +21,7 @@ import torch
 from flowloom.generator.diversity import diversity
 from flowloom.generator.intervals import mean_interval, ratio_interval, standard_error
 from flowloom.generator.picture_facts import look_at_shapes, object_maps, pyramid
+from flowloom.score.rubric import get_rubric
 from flowloom.shapes import detector
 from flowloom.shapes.drawing import MASKS, PALETTE, Placed, draw
 from flowloom.shapes.prompts import SHAPES, SIZES
@@ -207,6 +208,17 @@ def test_error_of_noise_is_its_variance():
     expected = float((noisy - clean).square().mean())
     for name in ("shown", "asked"):
         assert facts.errors[name] == pytest.approx(expected, rel=1e-5)
+
+
+def test_likeness_by_hand():
+    rubric = get_rubric("shapes-likeness")
+    # A small red circle is missing, and then there.
+    small = Placed("circle", "red", "small", 10, 10)
+    pictures = [np.full((3, 32, 32), -0.7, np.float32), draw([small])]
+    missing, there = rubric.score(["a small red circle"] * 2, pictures)
+    gap = float(np.square(np.subtract(PALETTE["red"], -0.7)).sum()) * MASKS["circle", "small"].sum()
+    assert there["score"] == 1
+    assert missing["likeness"] == missing["score"] == pytest.approx(np.exp(-gap / 3072 / 0.03))
 
 
 def test_an_empty_picture_lacks_what_was_asked_for():

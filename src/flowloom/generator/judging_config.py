@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from flowloom.config import check
+from flowloom.score.config import RubricConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,8 +40,8 @@ class JudgingConfig:
     """Of prompts and noise; not the training's, so that runs are judged on the same."""
     serve: Setting = Setting(num_steps=8, guidance=2.5)
     """How the generator is sampled when it is served."""
-    held_out_rubrics: tuple[str, ...] = ()
-    """Names of scores that are only watched: they tell a gain from a hacked reward."""
+    held_out_rubrics: tuple[str | RubricConfig, ...] = ()
+    """Scores that are only watched, by name or whole: they tell a gain from a hacked reward."""
     satisfied_score: float = 0.5
     """Score of the first rubric above which a picture satisfies its prompt."""
     rows_per_pass: int = 32
