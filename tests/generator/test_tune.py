@@ -120,7 +120,8 @@ def test_killed_equals_left_alone(name, root, tmp_path, monkeypatch):
         count = count_calls(patch.setattr)
         whole = run_in(tmp_path / "whole", config)
     # Somewhere and again soon after it came back; and while it writes what it made.
-    for kill, moments in enumerate([(count[0] // 2, 3), (count[0] - 2,)]):
+    late = [(count[0] - 2,)] if name == "everything" else []
+    for kill, moments in enumerate([(count[0] // 2, 3), *late]):
         folder = tmp_path / f"killed-{kill}"
         for at in moments:
             process = start(run_killed, at, root, folder, config)
@@ -324,21 +325,21 @@ def test_watch_stops_and_keeps_the_best(root, tmp_path, monkeypatch):
     rubrics = {**RUBRICS, "dark": Rubric("dark", (Term("dark", dark),))}
     enter(root, monkeypatch.setattr, rubrics)
     config = dataclasses.replace(
-        CONFIG, num_epochs=30, images_per_epoch=16, lr=3e-3,
+        CONFIG, num_epochs=30, images_per_epoch=16, lr=3e-3, lr_schedule="constant",
         method=FDFOConfig(kl_coef=0.0),
         watch=WatchConfig(every=2, rubric="dark", num_prompts=4, max_drop=0.01, patience=2),
     )  # fmt: skip
-    metrics, _ = run_in(tmp_path / "run", config)
+    run_in(tmp_path / "run", config)
     lines = (tmp_path / "run" / "log.txt").read_text().splitlines()
     assert any("stopped before epoch" in line and "dark fell to" in line for line in lines)
-    assert metrics["generator/images"] < 16 * 30
-    curve = json.loads((tmp_path / "run" / "out" / "curve.json").read_text())["epochs"]
-    looks = [row["watch/watched"] for row in curve if "watch/watched" in row]
-    assert looks[0] == max(looks)
-    # The best look was at the base.
-    saved = load(tmp_path / "run" / "out" / "models" / "checkpoints" / CONFIG.name).state_dict()
-    for key, value in tiny_model().state_dict().items():
-        torch.testing.assert_close(saved[key], value, rtol=1e-3, atol=1e-4)
+    curve = json.loads((tmp_path / "run" / "out" / "curve.json").read_text())
+    looks = [look["watch/watched"] for look in curve["looks"]]
+    best = int(np.argmax(looks))
+    assert len(curve["epochs"]) == 2 * (len(looks) - 1) < 30
+    assert max(looks[-2:]) < looks[best] - 0.01 <= looks[-3]
+    run_in(tmp_path / "best", dataclasses.replace(config, num_epochs=2 * best, watch=None))
+    name = f"out/models/checkpoints/{CONFIG.name}"
+    assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "best" / name).read_bytes()
 
 
 def test_reward_rises(root, tmp_path):

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -113,7 +113,8 @@ def tune_generator(config: TuneGeneratorConfig, run: Run) -> dict[str, float]:
     started_s = time.perf_counter()
     for epoch in range(first, config.num_epochs):
         # Look at held-out prompts
-        looked = watch.look(flow, epoch) if watch.is_due(epoch) else {}
+        if watch.is_due(epoch):
+            _metric(processes, run, epoch, watch.look(flow, epoch))
         if watch.stopped:
             _log(processes, run, f"stopped before epoch {epoch}: {watch.reason}")
             break
@@ -140,10 +141,9 @@ def tune_generator(config: TuneGeneratorConfig, run: Run) -> dict[str, float]:
         logged["train/out_of_range"] = float(share.whole(wild_b).mean())
         names = [f"train/scale/{term.name}" for term in rubric.terms]
         logged |= balance.scales(names) if balance is not None else {}
-        curve.append({"images": len(rewards_B) * (epoch + 1), **logged, **looked})
+        curve.append({"images": len(rewards_B) * (epoch + 1), **logged})
         done = epoch + 1
-        if processes.is_first:
-            run.metric(done, logged | looked)
+        _metric(processes, run, done, logged)
 
         # Save
         is_last = done == config.num_epochs
@@ -161,7 +161,7 @@ def tune_generator(config: TuneGeneratorConfig, run: Run) -> dict[str, float]:
                 "left"
             )
     if watch.config is not None and not watch.stopped:
-        watch.look(flow, config.num_epochs)
+        _metric(processes, run, config.num_epochs, watch.look(flow, config.num_epochs))
     if watch.best is not None:
         flow.load_state_dict(watch.best)
     if before is None or not processes.is_first:
@@ -175,7 +175,7 @@ def tune_generator(config: TuneGeneratorConfig, run: Run) -> dict[str, float]:
         rows = draw_rows(judged, held_out, config.judging)
         write_grid(run.out / f"grid_{name}.png", shown, rows)
     scores = {"before": before.summary(), "after": after.summary()}
-    write_json(run.out / "curve.json", {**scores, "epochs": curve})
+    write_json(run.out / "curve.json", {**scores, "epochs": curve, "looks": watch.looks})
     metrics = {
         f"generator/{key.replace('/', '_')}_{when}": value
         for when, values in scores.items()
@@ -293,3 +293,8 @@ def _judge(
 def _log(processes: Processes, run: Run, message: str) -> None:
     if processes.is_first:
         run.log(message)
+
+
+def _metric(processes: Processes, run: Run, step: int, values: Mapping[str, float]) -> None:
+    if processes.is_first:
+        run.metric(step, values)

@@ -28,6 +28,7 @@ class Watch:
         self.config = config.watch
         self.best: dict[str, Tensor] | None = None
         self.best_score, self.num_worse, self.reason = float("-inf"), 0, ""
+        self.looks: list[dict[str, float]] = []
         if self.config is None:
             return
         watched = build_rubric(self.config.rubric, config.score_timeout_s)
@@ -76,6 +77,7 @@ class Watch:
         raise_together(self.share.processes, failure, f"watch before epoch {epoch}")
         means = self.share.whole(torch.cat(totals)).mean(0).tolist()
         found = {f"watch/{name}": mean for name, mean in zip(self.rubrics, means, strict=True)}
+        self.looks.append({"epoch": epoch, **found})
         self._decide(flow, found["watch/watched"], epoch)
         return found
 
@@ -99,9 +101,10 @@ class Watch:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on from."""
-        return {"best": self.best, "best_score": self.best_score, "num_worse": self.num_worse}
+        names = ("best", "best_score", "num_worse", "looks")
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned."""
         self.best, self.best_score = state["best"], state["best_score"]
-        self.num_worse = state["num_worse"]
+        self.num_worse, self.looks = state["num_worse"], state["looks"]
