@@ -17,25 +17,11 @@ import torch
 
 from flowloom.generator import memory, sd3_layout
 from flowloom.generator.adapters import Adapter
-from flowloom.generator.memory import GB, check_fits, estimate
+from flowloom.generator.memory import GB, check_fits, estimate, reward_bytes
 from flowloom.generator.sd3 import latent_shape
 from flowloom.recipes import resolve
 
 DEVICE_GB = {"sd35_medium_24gb": 24, "sd35_medium_80gb": 80, "sd35_medium_fdfo": 80}
-VLM_WEIGHTS = {
-    "Qwen/Qwen2.5-VL-3B-Instruct": sd3_layout.QWEN_VL_3B_WEIGHTS,
-    "Qwen/Qwen2.5-VL-7B-Instruct": sd3_layout.QWEN_VL_7B_WEIGHTS,
-}
-
-
-def reward_bytes(rubric):
-    """Weights of a rubric's models; what they compute on a picture is not counted."""
-    found = {}
-    for term in rubric.terms:
-        scorer = term.scorer
-        weights = VLM_WEIGHTS.get(scorer.model, sd3_layout.PICKSCORE_WEIGHTS)
-        found[scorer.model] = weights * getattr(torch, scorer.dtype).itemsize
-    return found
 
 
 def counted(name):

@@ -7,11 +7,13 @@ Published layouts have their published numbers of weights. What does not fit is 
 with the parts and a cure; the single-GPU recipes fit.
 """
 
+import types
+
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 
-from flowloom.generator import memory, pairs, sd3_layout
+from flowloom.generator import memory, pairs, sd3_layout, source
 from flowloom.generator.adapters import Adapter
 from flowloom.generator.config import FlowGRPOConfig, TuneGeneratorConfig
 from flowloom.generator.lora_config import LoRAConfig
@@ -19,6 +21,13 @@ from flowloom.generator.memory import Estimate, check_fits, estimate
 from flowloom.generator.sd3_config import SD3Config
 from flowloom.generator.sd3_layout import SD35_LARGE, SD35_MEDIUM, SD3Layout, read_layout
 from flowloom.recipes import generators, resolve
+from flowloom.score.config import (
+    PickScoreConfig,
+    RubricConfig,
+    ShapesConfig,
+    TermConfig,
+    VLMConfig,
+)
 from tests.generator import tiny_sd3
 
 ACTIVATIONS = {"rel": 0.05}
@@ -209,15 +218,30 @@ def test_the_papers_numbers():
     ("recipe", "device_gb"), [("sd35_medium_24gb", 24), ("sd35_medium_80gb", 80)]
 )
 def test_single_gpu_recipes_fit(recipe, device_gb):
-    rewards = {
-        24: {
-            "PickScore": 2 * sd3_layout.PICKSCORE_WEIGHTS,
-            "VLM": 2 * sd3_layout.QWEN_VL_3B_WEIGHTS,
-        },
-        80: {
-            "PickScore": 4 * sd3_layout.PICKSCORE_WEIGHTS,
-            "VLM": 2 * sd3_layout.QWEN_VL_7B_WEIGHTS,
-        },
-    }[device_gb]
     config = resolve(recipe).tune_generator
+    rewards = memory.reward_bytes(config.rubric)
+    assert len(rewards) == 2
     check_fits(estimate(config, SD35_MEDIUM, rewards=rewards), device_gb * 10**9)
+
+
+def test_reward_models_are_counted_by_their_files_or_their_names(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"0" * 100)
+    terms = [
+        TermConfig(scorer=PickScoreConfig(model=str(tmp_path)), name="a", weight=1.0),
+        TermConfig(scorer=PickScoreConfig(dtype="bfloat16"), name="b", weight=1.0),
+        TermConfig(scorer=VLMConfig(model="somebody/else"), weight=1.0),
+        TermConfig(scorer=ShapesConfig(), weight=1.0),
+    ]
+    found = memory.reward_bytes(RubricConfig(terms=tuple(terms)))
+    assert found == {str(tmp_path): 100, "yuvalkirstain/PickScore_v1": 2 * 986_000_000}
+    assert memory.reward_bytes("shapes") == {}
+
+
+def test_a_gpu_that_is_too_small_is_noticed_before_anything_is_loaded(tmp_path, monkeypatch):
+    tiny_sd3.build().save_pretrained(tmp_path)
+    sd3 = SD3Config(name_or_path=str(tmp_path), size=64, num_t5_tokens=24, device="cuda:0")
+    config = run_config(sd3=sd3)
+    properties = types.SimpleNamespace(total_memory=10**5)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    with pytest.raises(ValueError, match=r"memory: got 0\.0 GB while it will"):
+        source.load_source(config, [])

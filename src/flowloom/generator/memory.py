@@ -16,6 +16,7 @@ import dataclasses
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,8 +27,9 @@ from torch.utils._pytree import tree_leaves
 
 from flowloom.generator.adapters import Adapter
 from flowloom.generator.config import FDFOConfig, TuneGeneratorConfig
-from flowloom.generator.sd3 import TIMESTEPS, latent_shape
-from flowloom.generator.sd3_layout import SD3Layout
+from flowloom.generator.sd3 import TIMESTEPS, choose_device, find_pipeline, latent_shape
+from flowloom.generator.sd3_layout import REWARD_WEIGHTS, SD3Layout, read_layout
+from flowloom.score.config import RubricConfig, ShapesConfig
 
 MAX_FRAC = 0.92
 """Share of a device that tensors may take; the rest is its context and gaps between tensors."""
@@ -148,6 +150,40 @@ def estimate(
     pixels = 3 * sd3.size**2 * torch.float32.itemsize
     host["pictures"] = 2 * config.sample_rows * pixels
     return Estimate(phases, host)
+
+
+def check_device(config: TuneGeneratorConfig) -> None:
+    """Refuse a run that this process's GPU will not hold; on a CPU nothing is checked.
+
+    Raises:
+        ValueError: See `check_fits`; or the pipeline is not to be had.
+    """
+    assert config.sd3 is not None, "only a pipeline is estimated"
+    device = choose_device(config.sd3.device)
+    if device.type == "cuda":
+        layout = read_layout(find_pipeline(config.sd3))
+        found = estimate(config, layout, rewards=reward_bytes(config.rubric))
+        check_fits(found, torch.cuda.get_device_properties(device).total_memory)
+
+
+def reward_bytes(rubric: str | RubricConfig) -> dict[str, int]:
+    """Bytes of the models that score, by name; those whose size is not known are left out.
+
+    A folder's is that of its weight files, a hub name's is in `sd3_layout.REWARD_WEIGHTS`. What
+    they compute on a picture is not counted.
+    """
+    found = {}
+    for term in () if isinstance(rubric, str) else rubric.terms:
+        scorer = term.scorer
+        if isinstance(scorer, ShapesConfig):
+            continue
+        name = scorer.model
+        files = list(Path(name).expanduser().glob("*.safetensors"))
+        if files:
+            found[name] = sum(file.stat().st_size for file in files)
+        elif name in REWARD_WEIGHTS:
+            found[name] = REWARD_WEIGHTS[name] * getattr(torch, scorer.dtype).itemsize
+    return found
 
 
 def rows_per_pass(config: TuneGeneratorConfig) -> int:

@@ -100,9 +100,11 @@ SD35_LARGE = SD3Layout(
 )  # fmt: skip
 """Stable Diffusion 3.5 large, published as 8.1 G weights."""
 
-PICKSCORE_WEIGHTS = 986_000_000
-"""Weights of PickScore, a CLIP ViT-H/14: OpenCLIP's table of models has 986.11 M."""
-QWEN_VL_3B_WEIGHTS = 3_750_000_000
-"""Weights of Qwen2.5-VL 3B with its vision tower, as its page on the hub rounds them."""
-QWEN_VL_7B_WEIGHTS = 8_290_000_000
-"""Weights of Qwen2.5-VL 7B with its vision tower, as its page on the hub rounds them."""
+REWARD_WEIGHTS = {
+    # A CLIP ViT-H/14: OpenCLIP's table of models has 986.11 M.
+    "yuvalkirstain/PickScore_v1": 986_000_000,
+    # With their vision towers, as their pages on the hub round them.
+    "Qwen/Qwen2.5-VL-3B-Instruct": 3_750_000_000,
+    "Qwen/Qwen2.5-VL-7B-Instruct": 8_290_000_000,
+}
+"""Weights of reward models on the hub."""

@@ -34,7 +34,8 @@ def load_source(config: TuneGeneratorConfig, prompts: Sequence[str]) -> Source:
         prompts: All prompts it will be asked for.
 
     Raises:
-        ValueError: The base is not in the catalogue or not on disk, or its configuration is wrong.
+        ValueError: The base is not in the catalogue or not on disk, its configuration is wrong, or
+            this process's GPU will not hold the run.
     """
     if config.sd3 is not None:
         return _load_sd3(config, prompts)
@@ -67,10 +68,12 @@ def write_source(config: TuneGeneratorConfig, source: Source, out: Path) -> tupl
 
 
 def _load_sd3(config: TuneGeneratorConfig, prompts: Sequence[str]) -> Source:
+    from flowloom.generator.memory import check_device
     from flowloom.generator.sd3 import load_sd3
 
     assert config.sd3 is not None, "asked by the caller"
     assert config.lora is not None, "checked by the configuration"
+    check_device(config)
     flow = load_sd3(config.sd3, config.lora, prompts, guidance=config.guidance, seed=config.seed)
     facts = flow.transformer.config
     dual = facts.get("dual_attention_layers", ())
