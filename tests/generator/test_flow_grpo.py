@@ -2,7 +2,7 @@
 
 Facts pinned here:
 - On a Gaussian flow, 500 noisy steps of any scale end at the data's mean (1e-9) and variance (2 %,
-  measured 0.1-1.3 %), as steps without noise do; with the score term turned around they do not.
+  measured 0.03-0.93 %), as steps without noise do; with the score term turned around they do not.
 - log ratio = the difference of torch.distributions' log-probabilities, mean over D.
 - At the first update every ratio is 1, and the gradient is REINFORCE's.
 - The KL of a step = torch.distributions' = the paper's closed form.
