@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from flowloom.config import check
 from flowloom.score import geneval
@@ -145,7 +146,11 @@ def _detect(
     Corners are shares of the picture as the detector saw it: OWLv2's is padded to a square.
     """
     if loaded.phrased:
-        return _detect_phrases(loaded, nouns, pictures)
+        # One by one: beside a larger picture or a longer text the model sees other padding, and
+        # then answers differently.
+        found = [_detect_phrases(loaded, *one) for one in zip(nouns, pictures, strict=True)]
+        scores = pad_sequence([scores_QN.T for scores_QN, _ in found], batch_first=True)
+        return scores.transpose(1, 2), torch.stack([corners_Q4 for _, corners_Q4 in found])
     num = max(len(names) for names in nouns)
     # All pictures have as many queries; the surplus is not looked at.
     queries = [
@@ -165,31 +170,22 @@ def _detect(
 
 
 def _detect_phrases(
-    loaded: Detector, nouns: Sequence[Sequence[str]], pictures: Sequence[Image]
+    loaded: Detector, nouns: Sequence[str], picture: Image
 ) -> tuple[Tensor, Tensor]:
     """Grounding DINO: a noun's confidence is the highest among its tokens of the sentence."""
-    texts = ["".join(f"a {noun}. " for noun in names).strip() for names in nouns]
-    inputs = loaded.processor(
-        text=texts, images=list(pictures), padding=True, return_tensors="pt"
-    ).to(loaded.device)
+    text = " ".join(f"a {noun}." for noun in nouns)
+    inputs = loaded.processor(text=[text], images=[picture], return_tensors="pt").to(loaded.device)
     inputs["pixel_values"] = inputs["pixel_values"].to(loaded.model.dtype)
     found = loaded.model(**inputs)
-    scores_BQT = found.logits.float().sigmoid().cpu()
-    scores_BQN = torch.zeros(*scores_BQT.shape[:2], max(len(names) for names in nouns))
-    for b, names in enumerate(nouns):
-        encoded = loaded.processor.tokenizer(texts[b], return_offsets_mapping=True)
-        start = 0
-        for n, noun in enumerate(names):
-            start = texts[b].index(f"a {noun}.", start)
-            end = start + len(noun) + 2
-            tokens = [
-                place
-                for place, (left, right) in enumerate(encoded["offset_mapping"])
-                if left < right and start + 2 <= left and right <= end
-            ]
-            if tokens:
-                scores_BQN[b, :, n] = scores_BQT[b, :, tokens].max(1).values
-    return scores_BQN, _corners(found.pred_boxes)
+    scores_QT = found.logits[0].float().sigmoid().cpu()
+    places = loaded.processor.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+    columns, start = [], 0
+    for noun in nouns:
+        start, end = start + 2, start + 2 + len(noun)
+        inside = [t for t, (left, right) in enumerate(places) if start <= left < right <= end]
+        columns.append(scores_QT[:, inside].max(1).values)
+        start = end + 2
+    return torch.stack(columns, 1), _corners(found.pred_boxes)[0]
 
 
 def _corners(boxes_BQ4: Tensor) -> Tensor:
