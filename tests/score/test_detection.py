@@ -1,6 +1,6 @@
 """Pins: boxes of a tiny random OWLv2 are those of transformers' own post-processing, and the score
 is GenEval's judgement of them; colours are those whose descriptions CLIP finds nearest; thresholds
-hold; no batch size matters."""
+hold; no batch size matters; Grounding DINO's nouns are read off its sentence."""
 
 import dataclasses
 
@@ -11,10 +11,10 @@ import torch
 from flowloom.score.build import build_rubric
 from flowloom.score.clip import read_encoder
 from flowloom.score.config import AlignmentConfig, DetectorConfig, RubricConfig, TermConfig
-from flowloom.score.detection import DetectorScorer
+from flowloom.score.detection import DetectorScorer, _detect
 from flowloom.score.geneval import COLORS, Box, judge, parse, suppress
 from flowloom.score.models import to_pil
-from tests.score.tiny import pictures, write_clip, write_owl
+from tests.score.tiny import pictures, write_clip, write_dino, write_owl
 
 TOLERANCE = 1e-4
 PROMPTS = [
@@ -147,3 +147,27 @@ def test_prompts_that_cannot_be_judged_and_other_models_are_named(config):
         raw(config, ["a cat and "])
     with pytest.raises(ValueError, match="expected an open-vocabulary detector, got: "):
         raw(dataclasses.replace(config, model=config.colors.model))
+
+
+def test_grounding_dino_reads_nouns_off_a_sentence(tmp_path):
+    from transformers import AutoProcessor, GroundingDinoForObjectDetection
+
+    config = DetectorConfig(model=write_dino(tmp_path))
+    detector = DetectorScorer(config).load()
+    opened = [to_pil(torch.tensor(image), "") for image in pictures(2)]
+    with torch.inference_mode():
+        scores, corners = _detect(detector, [["cat", "hot dog"], ["car"]], opened)
+    assert scores[1, :, 1].max() == 0
+    model = GroundingDinoForObjectDetection.from_pretrained(tmp_path).eval()
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    inputs = processor(text=["a cat. a hot dog."], images=opened[:1], return_tensors="pt")
+    tokens = processor.tokenizer.convert_ids_to_tokens(inputs["input_ids"][0])
+    assert tokens == ["[CLS]", "a", "cat", ".", "a", "hot", "dog", ".", "[SEP]"]
+    with torch.no_grad():
+        found = model(**inputs)
+    odds = found.logits[0].sigmoid()
+    expected = torch.stack([odds[:, 2], odds[:, 5:7].max(1).values], 1)
+    torch.testing.assert_close(scores[0], expected, atol=TOLERANCE, rtol=0)
+    x, y, width, height = found.pred_boxes[0].unbind(1)
+    sides = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
+    torch.testing.assert_close(corners[0], torch.stack(sides, 1), atol=TOLERANCE, rtol=0)

@@ -179,3 +179,37 @@ def write_qwen(folder):
     )
     images.save_pretrained(folder)
     return str(folder)
+
+
+def write_dino(folder):
+    from transformers import (
+        BertConfig,
+        BertTokenizer,
+        GroundingDinoConfig,
+        GroundingDinoForObjectDetection,
+        GroundingDinoProcessor,
+        SwinConfig,
+    )
+    from transformers.models.grounding_dino import image_processing_pil_grounding_dino as images
+
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "##s", "hot", *WORDS]
+    tokenizer = BertTokenizer(vocab={name: index for index, name in enumerate(names)})
+    config = GroundingDinoConfig(
+        backbone_config=SwinConfig(
+            image_size=64, patch_size=4, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2],
+            window_size=4, out_features=["stage2", "stage3", "stage4"],
+        ),
+        text_config=BertConfig(
+            vocab_size=len(names), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+            intermediate_size=24, max_position_embeddings=64,
+        ),
+        d_model=32, encoder_layers=1, decoder_layers=2, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=24, decoder_ffn_dim=24, num_queries=6,
+        max_text_len=32, num_feature_levels=4, encoder_n_points=2, decoder_n_points=2,
+    )  # fmt: skip
+    drawn(GroundingDinoForObjectDetection(config), 0.3).save_pretrained(folder)
+    processor = images.GroundingDinoImageProcessorPil(
+        size={"shortest_edge": 96, "longest_edge": 160}
+    )
+    GroundingDinoProcessor(image_processor=processor, tokenizer=tokenizer).save_pretrained(folder)
+    return str(folder)
