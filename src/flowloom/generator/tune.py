@@ -176,6 +176,7 @@ def tune_generator(config: TuneGeneratorConfig, run: Run) -> dict[str, float]:
         write_grid(run.out / f"grid_{name}.png", shown, rows)
     scores = {"before": before.summary(), "after": after.summary()}
     write_json(run.out / "curve.json", {**scores, "epochs": curve, "looks": watch.looks})
+    write_json(run.out / "judged.json", {"before": before.to_dict(), "after": after.to_dict()})
     metrics = {
         f"generator/{key.replace('/', '_')}_{when}": value
         for when, values in scores.items()

@@ -28,7 +28,7 @@ class Watch:
         self.config = config.watch
         self.best: dict[str, Tensor] | None = None
         self.best_score, self.num_worse, self.reason = float("-inf"), 0, ""
-        self.looks: list[dict[str, float]] = []
+        self.looks: list[dict[str, Any]] = []
         if self.config is None:
             return
         watched = build_rubric(self.config.rubric, config.score_timeout_s)
@@ -75,9 +75,11 @@ class Watch:
         except Exception as error:
             failure = error
         raise_together(self.share.processes, failure, f"watch before epoch {epoch}")
-        means = self.share.whole(torch.cat(totals)).mean(0).tolist()
-        found = {f"watch/{name}": mean for name, mean in zip(self.rubrics, means, strict=True)}
-        self.looks.append({"epoch": epoch, **found})
+        scores_P2 = self.share.whole(torch.cat(totals)).unflatten(0, (-1, K)).mean(1)
+        names = [f"watch/{name}" for name in self.rubrics]
+        found = dict(zip(names, scores_P2.mean(0).tolist(), strict=True))
+        by_prompt = dict(zip(names, scores_P2.T.tolist(), strict=True))
+        self.looks.append({"epoch": epoch, **found, "by_prompt": by_prompt})
         self._decide(flow, found["watch/watched"], epoch)
         return found
 
