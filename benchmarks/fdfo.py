@@ -1,114 +1,221 @@
-"""FDFO: how true its direction is where the answer is known, and what it costs on a shapes model.
+"""Pictures that FDFO and Flow-GRPO need to raise the reward of the mediocre generator.
 
-    python -m benchmarks.fdfo [--quick] [--json]
+    python -m benchmarks.fdfo [--seeds 3] [--sweep] [--chart PATH] [--quick] [--json]
 
-Direction: cosine of FDFO's step with the true gradient of a linear reward through the sampler, in
-per-step biases on the exact velocity of a Gaussian, for several churns and for a negated signal.
-Cost: pictures per CPU second of one epoch (sampling, scoring, training) on a random shapes model,
-with and without guidance, on one thread. `image_ratio` is null until there is a peer.
+Each method runs in the same loop with the same pictures, held-out prompts and noise, with the best
+settings of its own sweep. `--sweep` runs those sweeps, as many settings for each, on a seed that
+nothing else uses. All weights of the shipped base are tuned on single objects with and without a
+colour, without guidance; every few epochs held-out prompts are judged as it is tuned.
+
+A curve is the best rising fit (isotonic regression) of a run's looks. The ratio of a seed is the
+number of pictures after which FDFO's curve reaches the end of Flow-GRPO's, over the number after
+which Flow-GRPO's own does; null where FDFO's never does. Printed: the median over seeds with its
+95 % bootstrap interval over seeds and held-out prompts. Beside it, of the end: the reward, a score
+not trained on (likeness to a clean drawing of what was asked), feature diversity among pictures
+that satisfy their prompt relative to the base's, values out of range, the velocity's drift.
+
+Runs are kept under FLOWLOOM_HOME and found again by the same command.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
+import dataclasses
 import json
 import os
-import time
+from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import torch
-import torch.nn.functional as F
+import numpy as np
+from scipy.optimize import isotonic_regression
 
-from flowloom.generator import fdfo, pairs
-from flowloom.generator.config import PromptsConfig, TuneGeneratorConfig
-from flowloom.generator.velocity import GaussianFlow, ShapesFlow
-from flowloom.score.rubric import get_rubric
-from flowloom.shapes.model import ShapesModel
+from flowloom import stages
+from flowloom.generator.charts import Curve, write_reward_chart
+from flowloom.generator.config import (
+    PromptsConfig,
+    TuneGeneratorConfig,
+    WatchConfig,
+)
+from flowloom.generator.intervals import ratio_interval
+from flowloom.generator.judged import Judged
+from flowloom.generator.judging_config import JudgingConfig, Setting
 
-SHAPE, NUM_STEPS = (1, 4, 4), 20
+TRAINED, UNTRAINED = "watch/trained", "watch/watched"
+SWEEP_SEED, NUM_RESAMPLES = 100, 2000
+BASELINE = "Flow-GRPO"
 
-
-class BiasedFlow:
-    """A Gaussian's exact velocity plus one bias per step."""
-
-    def __init__(self, variance):
-        self.flow = GaussianFlow(torch.zeros(SHAPE).double(), torch.full(SHAPE, variance).double())
-        self.bias_TCHW = torch.zeros(NUM_STEPS, *SHAPE, dtype=torch.float64, requires_grad=True)
-
-    def velocity(self, x_BCHW, t_B, prompts):
-        """The exact velocity, and the bias of the step that t belongs to."""
-        steps = ((1 - t_B) * NUM_STEPS).round().long()
-        return self.flow.velocity(x_BCHW, t_B, prompts) + self.bias_TCHW[steps]
-
-
-def direction(num_pairs, churn, seed, sign=1.0):
-    """Cosines with the true gradient: per step, and summed over steps."""
-    flow, prompts = BiasedFlow(0.25), [""] * num_pairs
-    slope = torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed)).double()
-    seeds = range(seed * num_pairs, (seed + 1) * num_pairs)
-    noise = pairs.pair_noise(seeds, NUM_STEPS, SHAPE, torch.float64)
-    paths = pairs.roll_out(flow, prompts, *noise, churn)
-    rewards = (paths.images_BCHW * slope).flatten(1).sum(1)
-    dR, d, rms = pairs.finite_difference(rewards, paths.images_BCHW, min_rms=1e-6)
-    c = pairs.trust_clip(rms, 16, trust=1.0)
-    loss = 0
-    for step, t in enumerate(paths.times_T):
-        v = flow.velocity(paths.states_TBCHW[step], t.expand(2 * num_pairs), prompts * 2)
-        ratio = pairs.log_ratio(v, paths.velocities_TBCHW[step], sign * d)
-        loss = loss + pairs.surrogate(ratio, dR, c).mean()
-    step = -torch.autograd.grad(loss, flow.bias_TCHW)[0]
-    x = noise[0]
-    for index in range(NUM_STEPS):
-        t = x.new_full((num_pairs,), 1 - index / NUM_STEPS)
-        x = x - flow.velocity(x, t, prompts) / NUM_STEPS
-    truth = torch.autograd.grad((x * slope).sum(), flow.bias_TCHW)[0]
-    flat = [(step, truth), (step.sum(0), truth.sum(0))]
-    return [float(F.cosine_similarity(a.flatten(), b.flatten(), dim=0)) for a, b in flat]
+COMMON = TuneGeneratorConfig(
+    prompts=PromptsConfig(kinds=("single", "colors")),
+    num_epochs=32,
+    images_per_epoch=64,
+    lr_schedule="constant",
+    watch=WatchConfig(every=2, num_prompts=96, num_seeds=2, rubric="shapes-likeness"),
+    judging=JudgingConfig(
+        num_prompts=96,
+        num_seeds=4,
+        serve=Setting(num_steps=10),
+        held_out_rubrics=("shapes-likeness",),
+    ),
+    checkpoint_every=8,
+)
 
 
-def cost(guidance, num_pairs):
-    """Pictures per CPU second: sampled and scored, and trained on, on a random model."""
-    torch.manual_seed(0)
-    model = ShapesModel()
-    torch.nn.init.normal_(model.patch_out.weight, std=0.1)
-    config = TuneGeneratorConfig(guidance=guidance, pairs_per_epoch=num_pairs)
-    flow, base = ShapesFlow(model, guidance), ShapesFlow(copy.deepcopy(model), guidance)
-    optimizer = torch.optim.AdamW(model.parameters())
-    prompts = fdfo.draw_prompts(PromptsConfig(), "train", num_pairs, (0,))
-    doubled = [prompt for prompt in prompts for _ in range(2)]
-    times = []
-    for epoch in range(2):
-        began = time.process_time()
-        noise = pairs.pair_noise(range(num_pairs), config.num_steps, fdfo.SHAPE)
-        paths = pairs.roll_out(flow, prompts, *noise, config.churn)
-        rewards = fdfo.score(get_rubric("shapes"), doubled, paths.images_BCHW)
-        sampled = time.process_time()
-        units = fdfo.choose_units(config, rewards, epoch)
-        fdfo.update(config, flow, base, optimizer, doubled, paths, rewards, units, epoch)
-        times = [sampled - began, time.process_time() - sampled]
-    return [len(doubled) / seconds for seconds in times]
+def with_method(method, **fields):
+    """The common configuration with a method and its own settings."""
+    return dataclasses.replace(COMMON, method=method, **fields)
+
+
+METHODS = {}
+SWEEPS = {}
+
+
+def shortened(config):
+    """Two epochs and few prompts."""
+    watch = dataclasses.replace(config.watch, every=1, num_prompts=8)
+    judging = dataclasses.replace(config.judging, num_prompts=8, num_seeds=2)
+    return dataclasses.replace(config, num_epochs=2, watch=watch, judging=judging)
+
+
+def tune(config, quick):
+    """A run's looks and what it was judged to be before and after."""
+    out = stages.run("tune_generator", shortened(config) if quick else config).out_dir
+    looks = json.loads((out / "curve.json").read_text())["looks"]
+    judged = json.loads((out / "judged.json").read_text())
+    images = np.array([look["epoch"] * config.images_per_epoch for look in looks])
+    scores = {
+        name: np.array([look["by_prompt"][name] for look in looks]) for name in (TRAINED, UNTRAINED)
+    }
+    return images, scores, {when: Judged.from_dict(row) for when, row in judged.items()}
+
+
+def images_to(images_N, scores_N, target):
+    """Pictures after which the rising fit of a curve reaches a target; infinity if it does not."""
+    rising_N = isotonic_regression(scores_N).x
+    if target > rising_N[-1]:
+        return np.inf
+    after = int(np.argmax(rising_N >= target))
+    if after == 0:
+        return float(images_N[0])
+    low, high = rising_N[after - 1], rising_N[after]
+    share = (target - low) / (high - low)
+    return float(images_N[after - 1] + share * (images_N[after] - images_N[after - 1]))
+
+
+def ratio_of(images_N, ours_NP, theirs_NP):
+    """Pictures that ours needs per picture of theirs to reach the end of theirs."""
+    target = float(isotonic_regression(theirs_NP.mean(1)).x[-1])
+    ours, theirs = (
+        images_to(images_N, scores_NP.mean(1), target) for scores_NP in (ours_NP, theirs_NP)
+    )
+    # A curve that never rose ends where it began.
+    return ours / max(theirs, 1.0)
+
+
+def ratio_and_interval(images_N, ours, theirs):
+    """Median over seeds, and its bootstrap interval; both sides see the same prompts.
+
+    Args:
+        images_N: Pictures at each look.
+        ours: Scores of each seed, `[N, P]`.
+        theirs: The same of the other method.
+    """
+    rng = np.random.default_rng(0)
+    alone = [ratio_of(images_N, *pair) for pair in zip(ours, theirs, strict=True)]
+    medians = []
+    for _ in range(NUM_RESAMPLES):
+        ratios = []
+        for seed in rng.integers(len(ours), size=len(ours)):
+            picked_P = rng.integers(ours[seed].shape[1], size=ours[seed].shape[1])
+            ratios.append(ratio_of(images_N, ours[seed][:, picked_P], theirs[seed][:, picked_P]))
+        medians.append(np.median(ratios))
+    low, high = np.quantile(medians, [0.025, 0.975], method="inverted_cdf")
+    return alone, float(np.median(alone)), [float(low), float(high)]
+
+
+def summary(runs):
+    """What a method's runs end with: means over seeds."""
+    rows = []
+    for _, scores, judged in runs:
+        before, after = judged["before"], judged["after"]
+        names = ("tuned/score", "tuned/out_of_range", "tuned/drift/velocity")
+        row = {name: after.interval(name).mean for name in names}
+        row |= {
+            f"{name} of base": before.interval(name).mean for name in names if "drift" not in name
+        }
+        diversity = [j.values["tuned/diversity/satisfied"] for j in (after, before)]
+        row["diversity"] = ratio_interval(*diversity).mean
+        row["held-out reward"] = float(scores[TRAINED][-1].mean())
+        row["likeness"] = float(scores[UNTRAINED][-1].mean())
+        row["likeness of base"] = float(scores[UNTRAINED][0].mean())
+        rows.append(row)
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+def sweep(quick):
+    """Print the ends of every setting of every method."""
+    for method, settings in SWEEPS.items():
+        for name, config in settings.items():
+            images_N, scores, _ = tune(dataclasses.replace(config, seed=SWEEP_SEED), quick)
+            means_N = scores[TRAINED].mean(1)
+            course = " ".join(f"{mean:.2f}" for mean in means_N[::2])
+            area = float(np.trapezoid(means_N, images_N) / images_N[-1])
+            print(
+                f"{method:18} {name:34} end {means_N[-1]:.3f}, mean {area:.3f}: {course}",
+                flush=True,
+            )
+
+
+def finite(value):
+    """A number that JSON knows; None for infinity."""
+    return round(value, 4) if np.isfinite(value) else None
 
 
 def main():
-    """Print a table; with --json one object as the last line."""
+    """Print tables; with --json one object as the last line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--quick", action="store_true", help="under a minute on 2 cores")
+    parser.add_argument("--seeds", type=int, default=3, help="training seeds")
+    parser.add_argument("--sweep", action="store_true", help="run the sweeps first")
+    parser.add_argument("--chart", type=Path, help="PNG or SVG of the curves")
+    parser.add_argument("--quick", action="store_true", help="one seed, two epochs, few prompts")
     parser.add_argument("--json", action="store_true", help="one object as the last line")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    num_pairs = 250 if options.quick else 4000
-    figures = {"image_ratio": None, "interval": None}
-    for name, churn, sign in (("0.0025", 0.0025, 1.0), ("0.1", 0.1, 1.0), ("wrong", 0.0025, -1.0)):
-        per_step, summed = direction(num_pairs, churn, 0, sign)
-        figures |= {f"cosine_{name}": round(per_step, 4), f"cosine_summed_{name}": round(summed, 4)}
-        print(f"churn {name:>6}: cosine per step {per_step:.3f}, summed over steps {summed:.3f}")
-    for name, guidance in (("unguided", None), ("guided", 2.5)):
-        sampled, trained = cost(guidance, 8 if options.quick else 32)
-        figures |= {f"sampled_per_s_{name}": round(sampled, 1)}
-        figures |= {f"trained_per_s_{name}": round(trained, 1)}
-        print(f"{name:>8}: {sampled:.0f} pictures/s sampled and scored, {trained:.0f}/s trained on")
+    if options.sweep:
+        sweep(options.quick)
+    seeds = range(1 if options.quick else options.seeds)
+    runs = {
+        name: [tune(dataclasses.replace(config, seed=seed), options.quick) for seed in seeds]
+        for name, config in METHODS.items()
+    }
+    images_N = runs[BASELINE][0][0]
+    figures = {"image_ratio": None, "interval": [None, None]}
+    theirs = [scores[TRAINED] for _, scores, _ in runs[BASELINE]]
+    for name, found in runs.items():
+        row = figures[name] = summary(found)
+        print(f"\n{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in row.items()))
+        if name == BASELINE:
+            continue
+        ours = [scores[TRAINED] for _, scores, _ in found]
+        alone, median, interval = ratio_and_interval(images_N, ours, theirs)
+        row |= {"image_ratio": finite(median), "interval": [finite(end) for end in interval]}
+        row["image_ratios"] = [finite(value) for value in alone]
+        seeds_ = ", ".join(f"{value:.2f}" for value in alone)
+        ends = ", ".join(f"{end:.2f}" for end in interval)
+        print(f"  pictures per picture of {BASELINE}: {median:.2f} ({ends}); by seed {seeds_}")
+    best = figures["FDFO"]
+    figures |= {key: best[key] for key in ("image_ratio", "interval")}
+    if options.chart is not None:
+        panels = {
+            title: {
+                name: Curve(
+                    images_N=images_N,
+                    rewards_RN=np.stack([scores[key].mean(1) for _, scores, _ in found]),
+                )
+                for name, found in runs.items()
+            }
+            for title, key in (("trained on", TRAINED), ("not trained on", UNTRAINED))
+        }
+        write_reward_chart(options.chart, panels)
     if options.json:
         print(json.dumps(figures))
 
