@@ -41,11 +41,11 @@ from flowloom.designer.objective import (
     most_uncertain,
 )
 from flowloom.designer.policy import VOCABULARY_FILE, Policy
-from flowloom.processes import Processes
 from flowloom.designer.proposals import write_proposals
 from flowloom.designer.rollout import Rollout, choice_logprobs, rollout
 from flowloom.designer.sft import is_valid
 from flowloom.designer.watch import Watch
+from flowloom.processes import Processes
 from flowloom.reward.ensemble import Ensemble
 from flowloom.runs import Run, write_state
 from flowloom.workflow import Catalogue, Grammar, Vocabulary, decode

@@ -32,7 +32,6 @@ from flowloom.designer.examples import Examples, pair_examples, write_shard
 from flowloom.designer.extension import CATALOGUE_FILE, load_extended
 from flowloom.designer.loading import build_policy
 from flowloom.designer.policy import VOCABULARY_FILE, Policy
-from flowloom.processes import Processes
 from flowloom.designer.rollout import choice_logprobs, rollout
 from flowloom.designer.score_levels import (
     levels_of,
@@ -41,6 +40,7 @@ from flowloom.designer.score_levels import (
     save_levels,
 )
 from flowloom.designer.selection import best_cells, shrunk_means
+from flowloom.processes import Processes
 from flowloom.runs import Run, write_json, write_state
 from flowloom.workflow import Catalogue, Grammar, Vocabulary, Workflow, decode, validate
 
