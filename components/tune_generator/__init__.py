@@ -1,4 +1,4 @@
-"""Tune a generator with FDFO."""
+"""Tune a generator for a score, by FDFO or Flow-GRPO."""
 
 from components.tune_generator.component import tune_generator
 

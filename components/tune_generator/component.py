@@ -1,4 +1,4 @@
-"""Tune a generator with FDFO."""
+"""Tune a generator for a score, by FDFO or Flow-GRPO."""
 
 from kfp import dsl
 
@@ -12,12 +12,12 @@ def tune_generator(
     generator: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
 ):
-    """Pull a checkpoint's velocity toward the better image of pairs sampled from one noise.
+    """Raise the score of a generator's pictures: pull its velocity toward the better ones.
 
     Args:
         recipe: Name of a recipe in `flowloom.recipes`.
         overrides: Fields to replace, by stage, nested as in `config.json`.
-        generator: Tuned checkpoint, its record, grids before and after.
+        generator: Tuned checkpoint or LoRA, its record and card, grids before and after, curve.
         metrics: Scores before and after.
     """
     from flowloom import recipes, stages

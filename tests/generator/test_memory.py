@@ -20,6 +20,7 @@ from flowloom.generator.lora_config import LoRAConfig
 from flowloom.generator.memory import Estimate, check_fits, estimate
 from flowloom.generator.sd3_config import SD3Config
 from flowloom.generator.sd3_layout import SD35_LARGE, SD35_MEDIUM, SD3Layout, read_layout
+from flowloom.processes import Processes
 from flowloom.recipes import generators, resolve
 from flowloom.score.config import (
     PickScoreConfig,
@@ -244,4 +245,4 @@ def test_a_gpu_that_is_too_small_is_noticed_before_anything_is_loaded(tmp_path, 
     properties = types.SimpleNamespace(total_memory=10**5)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     with pytest.raises(ValueError, match=r"memory: got 0\.0 GB while it will"):
-        source.load_source(config, [])
+        source.load_source(config, [], Processes())

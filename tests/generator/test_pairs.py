@@ -4,12 +4,9 @@ Facts pinned here:
 - Churn keeps a state on the path of its flow: (1 - s) x0 + s * unit noise, whatever gamma.
 - At v = v_ref the loss gradient is (2 / (2 D)) dR d on both rows of a pair, and following it
   improves the worse picture.
-- Isotropic Gaussian, D = 16, linear reward, 1,000 pairs, 20 steps: cosine with the true gradient of
-  the reward in per-step biases >= 0.94 (measured 0.960-0.962), summed over steps >= 0.97 (measured
-  0.990-0.992); negated d turns both around.
-- Anisotropic Gaussian: the step in v follows E[u u^T] grad R (>= 0.98), not grad R (>= 0.8).
 - Two branches are exactly the pair: (R_i - R_j) / 2. With K > 2 a row is compared with the mean of
-  the others, and 4 branches point closer to the true gradient than as many pictures in pairs.
+  the others; on Gaussian data (D = 16, linear reward, 20 steps) the step in v of 4 branches follows
+  E[u u^T] grad R (cosine >= 0.97), closer to grad R than that of as many pictures in pairs.
 - Permuting the branches permutes their signals and nothing else.
 """
 
@@ -37,11 +34,11 @@ class BiasedFlow:
         return self.flow.velocity(x_BCHW, t_B, prompts) + self.bias_TCHW[steps]
 
 
-def fdfo_direction(policy, slope_CHW, num_noises, seed, churn=0.0025, sign=1.0, num_branches=2):
+def fdfo_direction(policy, slope_CHW, num_noises, seed, num_branches):
     """-dL/dbias of one epoch, and the unit picture differences."""
     seeds = range(seed * 10_000, seed * 10_000 + num_noises)
     start, fresh = pairs.branch_noise(seeds, T, SHAPE, num_branches, torch.float64)
-    paths = pairs.roll_out(policy, [""] * num_noises, start, fresh, churn)
+    paths = pairs.roll_out(policy, [""] * num_noises, start, fresh, 0.0025)
     rewards_B = (paths.images_BCHW * slope_CHW).flatten(1).sum(1)
     dR_B = pairs.centred(rewards_B, num_branches)
     d_BCHW, rms_B = pairs.normalised(paths.images_BCHW, num_branches, min_rms=1e-6)
@@ -50,7 +47,7 @@ def fdfo_direction(policy, slope_CHW, num_noises, seed, churn=0.0025, sign=1.0, 
     for step, t in enumerate(paths.times_T):
         x_BCHW = paths.states_TBCHW[step]
         v = policy.velocity(x_BCHW, t.expand(len(x_BCHW)), [""] * len(x_BCHW))
-        log_rho_B = pairs.log_ratio(v, paths.velocities_TBCHW[step], sign * d_BCHW)
+        log_rho_B = pairs.log_ratio(v, paths.velocities_TBCHW[step], d_BCHW)
         loss = loss + pairs.surrogate(log_rho_B, dR_B, c_B).mean()
     (gradient,) = torch.autograd.grad(loss, policy.bias_TCHW)
     return -gradient, F.normalize(pairs.centred(paths.images_BCHW, num_branches).flatten(1), dim=1)
@@ -134,30 +131,6 @@ def test_trust_clip_matches_the_setting_it_was_scaled_from():
     )
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_isotropic_gaussian_gives_the_true_gradient(seed):
-    policy, slope = world(torch.full(SHAPE, 0.25, dtype=torch.float64))
-    step, _ = fdfo_direction(policy, slope, 1_000, seed)
-    truth = true_direction(policy, slope, 1_000, seed)
-    assert cosine(step, truth) >= 0.94
-    assert cosine(step.sum(0), truth.sum(0)) >= 0.97
-
-
-def test_negated_difference_gives_the_opposite():
-    policy, slope = world(torch.full(SHAPE, 0.25, dtype=torch.float64))
-    step, _ = fdfo_direction(policy, slope, 1_000, seed=0, sign=-1.0)
-    assert cosine(step, true_direction(policy, slope, 1_000, 0)) <= -0.94
-
-
-def test_anisotropic_gaussian_gives_a_preconditioned_gradient():
-    variance = torch.logspace(-1.5, 0.5, D, dtype=torch.float64).reshape(SHAPE)
-    policy, slope = world(variance)
-    step, units_BD = fdfo_direction(policy, slope, 4_000, seed=0)
-    preconditioned = units_BD.T @ (units_BD @ slope.flatten()) / len(units_BD)
-    assert cosine(-step.sum(0), preconditioned) >= 0.98
-    assert cosine(step, true_direction(policy, slope, 1_000, 0)) >= 0.8
-
-
 def test_noise_of_a_pair_does_not_depend_on_the_batch():
     start, fresh = pairs.branch_noise([3, 4, 5], 2, SHAPE)
     alone, fresh_alone = pairs.branch_noise([4], 2, SHAPE)
@@ -205,9 +178,7 @@ def test_more_branches_point_closer_to_the_gradient():
     cosines = {2: [], 4: []}
     for seed in range(4):
         for num_branches, found in cosines.items():
-            step, units_BD = fdfo_direction(
-                policy, slope, 64 // num_branches, seed, num_branches=num_branches
-            )
+            step, units_BD = fdfo_direction(policy, slope, 64 // num_branches, seed, num_branches)
             found.append(cosine(step.sum(0), truth))
             if num_branches == 4:
                 preconditioned = units_BD.T @ (units_BD @ slope.flatten())

@@ -4,13 +4,15 @@ Its velocity is that of diffusers' own pipeline for the same latents, prompt and
 and without, with T5 and without; a whole run with the shifted times gives the pipeline's picture.
 Only the adapters, in float32, have gradients, over float32 or bfloat16 weights; switched off, they
 leave the base. Recomputed activations change no gradient. Text encoders are gone once prompts are
-encoded, embeddings on disk equal fresh ones and are not made twice. What is missing is named. An
-epoch of FDFO on a person's prompts moves every adapter and writes the LoRA under diffusers' keys.
+encoded, embeddings on disk equal fresh ones and are not made twice, nor by two processes. What is
+missing is named. An epoch of FDFO on a person's prompts moves every adapter and writes the LoRA
+under diffusers' keys.
 """
 
 import dataclasses
 import gc
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -203,6 +205,31 @@ def test_an_encoder_that_is_still_held_is_noticed(config, monkeypatch):
     monkeypatch.setattr(TextEncoders, "__init__", holding)
     with pytest.raises(AssertionError, match="a text encoder is still held"):
         load_sd3(config, LORA, PROMPTS)
+
+
+class Joint:
+    """A process of a group; `wait` is what another one does before both go on."""
+
+    def __init__(self, is_first, wait):
+        self.is_first, self.wait = is_first, wait
+
+
+def test_the_first_process_encodes_for_all(config, monkeypatch):
+    made, found = [], []
+    build = TextEncoders.__init__
+    monkeypatch.setattr(
+        TextEncoders, "__init__", lambda self, *args: made.append(1) or build(self, *args)
+    )
+
+    def look():
+        found.extend(Path(config.embeddings_dir).iterdir())
+
+    load_sd3(config, LORA, PROMPTS, processes=Joint(True, look))
+    assert (len(made), len(found)) == (1, 1 + len(PROMPTS))
+    config = dataclasses.replace(config, embeddings_dir=f"{config.embeddings_dir}-others")
+    first = Joint(False, lambda: load_sd3(config, LORA, PROMPTS))
+    load_sd3(config, LORA, PROMPTS, processes=first)
+    assert len(made) == 2
 
 
 def test_prompts_are_encoded_once(config, folder):

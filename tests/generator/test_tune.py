@@ -3,7 +3,7 @@
 Facts pinned here:
 - Killed with SIGKILL at any step, also while it resumes, and run again, every file of the artifact
   has the bytes of an uninterrupted run; all options at once, and Flow-GRPO.
-- Two processes do what one does at the same global batch: rewards to 1e-5, weights to 1e-4.
+- Two processes do what one does at the same global batch: rewards to 1e-5, weights to 5e-4.
 - What fails in one process (a score that is not finite, breaks down or takes too long) stops both,
   with the epoch and the reason, and nothing is left but the run's log and checkpoints.
 - Scoring beside the drawing changes nothing: parts of any size give the same scores to the bit.
@@ -184,7 +184,7 @@ def together(root, folder, config, fails=None):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_two_processes_do_what_one_does(name, root, tmp_path):
-    # Plain steps: what Adam makes of a gradient that is 0 up to rounding is arbitrary.
+    # Weights are looser: what AdamW makes of a gradient that is 0 up to rounding is arbitrary.
     config = dataclasses.replace(CONFIGS[name], num_epochs=2, images_per_epoch=9)
     run_in(tmp_path / "one", config)
     assert [kind for _, kind, _ in together(root, tmp_path / "two", config)] == ["", ""]

@@ -28,6 +28,7 @@ from flowloom.generator.adapters import Adapter
 from flowloom.generator.lora_config import LoRAConfig
 from flowloom.generator.sd3_config import SD3Config
 from flowloom.generator.sd3_text import PromptEmbeddings
+from flowloom.processes import Processes
 from flowloom.runs import home
 
 TIME_SHIFT = 3.0
@@ -151,6 +152,7 @@ def load_sd3(
     *,
     guidance: float | None = None,
     seed: int = 0,
+    processes: Processes | None = None,
 ) -> SD3Flow:
     """Read a pipeline; text encoders only where a prompt is not on disk, and freed first.
 
@@ -160,6 +162,7 @@ def load_sd3(
         prompts: All prompts that will be asked for; others can be prepared later.
         guidance: Guidance scale; None for none.
         seed: Of the adapters.
+        processes: Those that load it together, the first of which encodes; None: this one alone.
 
     Raises:
         ValueError: There is no such folder or name, a part of it is missing, or it does not fit
@@ -170,7 +173,11 @@ def load_sd3(
     folder, device = find_pipeline(config), choose_device(config.device)
     cache_dir = Path(config.embeddings_dir) if config.embeddings_dir else home() / "embeddings"
     embeddings = PromptEmbeddings(folder, config, cache_dir, device)
+    if processes is not None and not processes.is_first:
+        processes.wait()
     embeddings.prepare(prompts)
+    if processes is not None and processes.is_first:
+        processes.wait()
     vae = _read(AutoencoderKL, folder, "vae", torch.float32)
     transformer = _read(
         SD3Transformer2DModel, folder, TRANSFORMER_PREFIX, getattr(torch, config.dtype)

@@ -11,6 +11,7 @@ from flowloom.generator.adapters import Adapter
 from flowloom.generator.config import TuneGeneratorConfig
 from flowloom.generator.export import CHECKPOINT, FOLDERS, Exported, export, sd3_record
 from flowloom.generator.velocity import Generator, ShapesFlow
+from flowloom.processes import Processes
 from flowloom.render.models import ModelStore
 from flowloom.shapes.model import load
 from flowloom.workflow import ModelFile
@@ -26,19 +27,22 @@ class Source:
     """What its base is called, its family and licence."""
 
 
-def load_source(config: TuneGeneratorConfig, prompts: Sequence[str]) -> Source:
+def load_source(
+    config: TuneGeneratorConfig, prompts: Sequence[str], processes: Processes
+) -> Source:
     """Read what is to be tuned.
 
     Args:
         config: Says which one.
         prompts: All prompts it will be asked for.
+        processes: Those that tune it together.
 
     Raises:
         ValueError: The base is not in the catalogue or not on disk, its configuration is wrong, or
             this process's GPU will not hold the run.
     """
     if config.sd3 is not None:
-        return _load_sd3(config, prompts)
+        return _load_sd3(config, prompts, processes)
     store = ModelStore.open(None)
     base = store.checkpoint(config.base)
     record = store.catalogue.file(FOLDERS[CHECKPOINT], config.base)
@@ -67,14 +71,21 @@ def write_source(config: TuneGeneratorConfig, source: Source, out: Path) -> tupl
     return exported, Source(ShapesFlow(loaded, config.guidance, base=flow.base), source.record)
 
 
-def _load_sd3(config: TuneGeneratorConfig, prompts: Sequence[str]) -> Source:
+def _load_sd3(config: TuneGeneratorConfig, prompts: Sequence[str], processes: Processes) -> Source:
     from flowloom.generator.memory import check_device
     from flowloom.generator.sd3 import load_sd3
 
     assert config.sd3 is not None, "asked by the caller"
     assert config.lora is not None, "checked by the configuration"
     check_device(config)
-    flow = load_sd3(config.sd3, config.lora, prompts, guidance=config.guidance, seed=config.seed)
+    flow = load_sd3(
+        config.sd3,
+        config.lora,
+        prompts,
+        guidance=config.guidance,
+        seed=config.seed,
+        processes=processes,
+    )
     facts = flow.transformer.config
     dual = facts.get("dual_attention_layers", ())
     return Source(flow, sd3_record(config.sd3.name_or_path, facts["num_layers"], dual))

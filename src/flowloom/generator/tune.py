@@ -72,7 +72,7 @@ def tune_generator(config: TuneGeneratorConfig, run: Run) -> dict[str, float]:
     held_out = draw_prompts(config.prompts, "holdout", config.judging.num_prompts, entropy)
     watch = Watch(config, rubric, processes)
     asked = [prompt for some in (*prompts_EP, held_out, watch.all_prompts) for prompt in some]
-    source = load_source(config, list(dict.fromkeys(asked)))
+    source = load_source(config, list(dict.fromkeys(asked)), processes)
     flow = source.flow
 
     # Build
