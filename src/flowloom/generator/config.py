@@ -189,6 +189,8 @@ class TuneGeneratorConfig:
     """Weight decay of AdamW."""
     grad_clip: float = 1.0
     """Largest gradient norm."""
+    average_epochs: float | None = None
+    """Watch, judge and export the mean of the weights over about so many epochs; None: the last."""
     watch: WatchConfig | None = None
     """Looks at held-out prompts during tuning; None takes none."""
     judging: JudgingConfig = JudgingConfig()
@@ -212,6 +214,8 @@ class TuneGeneratorConfig:
         for name in ("units_per_pass", "score_timeout_s", "balance_epochs"):
             value = getattr(self, name)
             check(value is None or value > 0, name, value, "> 0 or null")
+        mean = self.average_epochs
+        check(mean is None or mean >= 1, "average_epochs", mean, ">= 1 or null")
         branches = self.method.num_branches
         expected = f"a multiple of the {branches} pictures per prompt"
         whole = self.images_per_epoch % branches == 0

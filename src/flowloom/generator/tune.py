@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from flowloom.config import check
+from flowloom.generator.averaging import WeightAverage
 from flowloom.generator.balance import Balance
 from flowloom.generator.card import CARD, write_card
 from flowloom.generator.config import FDFOConfig, TuneGeneratorConfig
@@ -90,6 +91,7 @@ def tune_generator(config: TuneGeneratorConfig, run: Run) -> dict[str, float]:
     if config.balance_epochs is not None:
         weights = [term.weight or 1.0 for term in rubric.terms]
         balance = Balance(weights, config.balance_epochs)
+    average = WeightAverage(flow, config.average_epochs)
     share = Share(processes, num_prompts, method.num_branches)
 
     # Resume, or judge the base
@@ -99,6 +101,7 @@ def tune_generator(config: TuneGeneratorConfig, run: Run) -> dict[str, float]:
         state = torch.load(state_path, weights_only=True)
         flow.load_state_dict(state["generator"])
         optimizer.load_state_dict(state["optimizer"])
+        average.load_state_dict(state["average"])
         watch.load_state_dict(state["watch"])
         if balance is not None:
             balance.load_state_dict(state["balance"])
@@ -114,7 +117,8 @@ def tune_generator(config: TuneGeneratorConfig, run: Run) -> dict[str, float]:
     for epoch in range(first, config.num_epochs):
         # Look at held-out prompts
         if watch.is_due(epoch):
-            _metric(processes, run, epoch, watch.look(flow, epoch))
+            with average.applied(flow):
+                _metric(processes, run, epoch, watch.look(flow, epoch))
         if watch.stopped:
             _log(processes, run, f"stopped before epoch {epoch}: {watch.reason}")
             break
@@ -133,6 +137,7 @@ def tune_generator(config: TuneGeneratorConfig, run: Run) -> dict[str, float]:
         rng = np.random.default_rng((config.seed, _SHUFFLE, epoch))
         units_U = method.units(advantages_B, rng)
         logged = update(config, method, flow, optimizer, share, parts, advantages_B, units_U, epoch)
+        average.update(flow)
 
         # Log
         logged["train/reward"] = float(scored_B1J[:, 0].mean())
@@ -151,7 +156,7 @@ def tune_generator(config: TuneGeneratorConfig, run: Run) -> dict[str, float]:
             assert before is not None, "the first process judged it"
             state = {"epoch": done, "curve": curve, "before": before.to_dict()}
             state |= {"generator": flow.state_dict(), "optimizer": optimizer.state_dict()}
-            state |= {"watch": watch.state_dict()}
+            state |= {"average": average.state_dict(), "watch": watch.state_dict()}
             state |= {"balance": balance.state_dict()} if balance is not None else {}
             write_state(state_path, state)
             per_epoch_s = (time.perf_counter() - started_s) / (done - first)
@@ -160,6 +165,7 @@ def tune_generator(config: TuneGeneratorConfig, run: Run) -> dict[str, float]:
                 f"{curve[-1]['images']} images, {per_epoch_s * (config.num_epochs - done):.0f} s "
                 "left"
             )
+    flow.load_state_dict(average.state_dict() or flow.state_dict())
     if watch.config is not None and not watch.stopped:
         _metric(processes, run, config.num_epochs, watch.look(flow, config.num_epochs))
     if watch.best is not None:
