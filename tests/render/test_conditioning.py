@@ -266,15 +266,41 @@ def test_doubled_again_and_again_a_text_is_counted(engine, monkeypatch, averaged
     assert flops == rendered(engine, doubled(20, averaged))[1]
 
 
-def test_two_counted_texts_have_no_average(engine):
-    def write(sheet, a, b):
-        long, other = doubled(12)(sheet, a, b), doubled(12)(sheet, b, a)
-        return sheet(
-            "ConditioningAverage",
-            conditioning_to=long,
-            conditioning_from=other,
-            conditioning_to_strength=0.5,
-        )[0]
+def test_the_average_of_two_counted_texts(engine):
+    def write(same, strength):
+        def graph(sheet, a, b):
+            long = doubled(12)(sheet, a, b)
+            return sheet(
+                "ConditioningAverage",
+                conditioning_to=long,
+                conditioning_from=long if same else doubled(11)(sheet, b, a),
+                conditioning_to_strength=strength,
+            )[0]
 
-    with pytest.raises(ValueError, match=r"\(ConditioningAverage\): conditioning: got two texts"):
-        rendered(engine, write)
+        return graph
+
+    alone, _ = rendered(engine, doubled(12))
+    itself, _ = rendered(engine, write(True, 0.5))
+    np.testing.assert_allclose(itself, alone, atol=TOLERANCE)
+    mixed, _ = rendered(engine, write(False, 0.5))
+    assert np.isfinite(mixed).all()
+    assert np.abs(mixed - alone).max() > 10 * TOLERANCE
+
+
+def test_counted_tokens_are_averaged_run_by_run():
+    def text(tail, counts):
+        return conditioning.Text(
+            tokens_nD=torch.zeros(2, 1),
+            pooled_D=torch.zeros(1),
+            num_slots=1,
+            tail_mD=torch.tensor(tail)[:, None],
+            counts_m=torch.tensor(counts),
+        )
+
+    one, other = text([1.0, 3.0], [2.0, 2.0]), text([10.0, 20.0], [3.0, 4.0])
+    (found,) = conditioning.average((one,), (other,), 0.75)
+    assert found.counts_m.tolist() == [2, 1, 1, 3]
+    # 3/4 of 1, 3, 3 and nothing, with 1/4 of 10, 10, 20 and 20.
+    assert found.tail_mD[:, 0].tolist() == [3.25, 4.75, 7.25, 5.0]
+    (plain,) = conditioning.average((one,), (text([5.0], [1.0]),), 1.0)
+    assert plain is one

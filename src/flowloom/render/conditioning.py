@@ -157,10 +157,12 @@ def _merged(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 def average(to: Texts, other: Texts, weight: float) -> Texts:
     """Each text times `weight` plus the first of the other's times 1 - `weight`, token by token.
 
-    The shorter is padded with zeros; a text of weight 0 leaves no tokens behind.
+    The shorter is padded with zeros; a text of weight 0 leaves no tokens behind. Tokens that are
+    counted have no places: two texts' are put beside each other in the order in which they are
+    kept, so that a text and itself are that text.
 
     Raises:
-        ValueError: Widths differ, or both have tokens that are counted: these have no places.
+        ValueError: Widths differ.
     """
     end = _first(to, other)
     if weight == 1:
@@ -170,26 +172,39 @@ def average(to: Texts, other: Texts, weight: float) -> Texts:
         if weight == 0:
             mixed.append(dataclasses.replace(end, start=text.start, end=text.end, times=text.times))
             continue
-        if text.tail_mD is not None and end.tail_mD is not None:
-            raise ValueError(
-                f"conditioning: got two texts of more than {MAX_TOKENS} tokens, "
-                "expected at most one in an average"
-            )
         length = max(len(text.tokens_nD), len(end.tokens_nD))
         tokens_nD = _lengthen(text.tokens_nD, length)
         other_nD = _lengthen(end.tokens_nD, length)
-        long, share = (text, weight) if text.tail_mD is not None else (end, 1 - weight)
+        tail_mD, counts_m = _mixed_tails(text, end, weight)
         mixed.append(
             dataclasses.replace(
                 text,
                 tokens_nD=torch.lerp(other_nD, tokens_nD, weight),
                 pooled_D=torch.lerp(end.pooled_D, text.pooled_D, weight),
                 num_slots=max(end.num_slots, text.num_slots),
-                tail_mD=None if long.tail_mD is None else share * long.tail_mD,
-                counts_m=long.counts_m,
+                tail_mD=tail_mD,
+                counts_m=counts_m,
             )
         )
     return tuple(mixed)
+
+
+def _mixed_tails(text: Text, end: Text, weight: float) -> tuple[Tensor | None, Tensor | None]:
+    """Counted tokens of an average, run by run; zeros stand where one text has no more of them."""
+    runs = [(one.tail_mD, one.counts_m) for one in (text, end)]
+    ends = [counts_m.cumsum(0) for _, counts_m in runs if counts_m is not None]
+    if not ends:
+        return None, None
+    edges = torch.cat(ends).unique()
+    starts = torch.cat([edges.new_zeros(1), edges[:-1]])
+    total = 0.0
+    for (tail_mD, counts_m), share in zip(runs, (weight, 1 - weight), strict=True):
+        if tail_mD is not None and counts_m is not None:
+            place = torch.searchsorted(counts_m.cumsum(0), starts, right=True)
+            padded_mD = torch.cat([tail_mD, tail_mD.new_zeros(1, tail_mD.shape[1])])
+            total = total + share * padded_mD[place]
+    assert isinstance(total, Tensor), "one of them has a tail"
+    return total, edges - starts
 
 
 def zero_out(texts: Texts) -> Texts:
