@@ -10,6 +10,8 @@ Facts pinned here:
 - A new file's facts are the means of those it resembles.
 """
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +24,10 @@ from flowloom.reward.member import logit_of_both
 from flowloom.reward.network import Batch, Network
 
 NUM_WORDS = 5
-CONFIG = GatesConfig(row=0.5, word=0.25, file_word=1.0, file_row=4.0)
+CONFIG = GatesConfig(row=0.5, word=0.25, file_word=1.0, extra_word=2.0, file_row=4.0)
+EXTRA = 5
+BARE = GatesConfig(row=None, word=None, extra_word=None, file_row=None)
+SORTS = [field.name for field in dataclasses.fields(GatesConfig)]
 TOLERANCE, SLOPE = 5e-3, 0.02
 
 
@@ -36,6 +41,7 @@ def flow(rows, files, shares):
         num_nodes=1,
         file_rows_F=np.array(files, np.int64),
         file_shares_F=np.array(shares, np.float32),
+        file_is_base_F=np.array(files) != EXTRA,
     )
 
 
@@ -77,11 +83,10 @@ def test_facts_and_penalties_by_hand(renders):
     assert penalties[1] == 0.5
     assert penalties[word_key(2)] == 0.25
     assert penalties[fact_key(2, word_key(0))] == 1.0
+    assert penalties[fact_key(EXTRA, word_key(0))] == 2.0
     assert penalties[fact_key(3, 3)] == 4.0
-    bare = Facts.of(
-        IDS_PL, prompt_of_R, FLOWS, flow_of_R, GatesConfig(row=None, word=None, file_row=None)
-    )
-    assert (bare.keys_C >= fact_key(0, word_key(0))).all()
+    bare = Facts.of(IDS_PL, prompt_of_R, FLOWS, flow_of_R, BARE)
+    assert set((bare.keys_C - word_key(0)) // fact_key(0, 0) - 1) == {2, 3}
 
 
 def loss_of(facts, scores_R, count_R, weights_C, biases):
@@ -124,7 +129,7 @@ def test_weights_minimise_the_penalised_cross_entropy(renders):
 def test_the_fit_finds_a_product_of_gates():
     rng = np.random.default_rng(3)
     prompt_of_R, flow_of_R = rng.integers(3, size=3000), rng.integers(4, size=3000)
-    config = GatesConfig(row=0.01, word=0.01, file_word=0.01, file_row=0.01)
+    config = GatesConfig(**dict.fromkeys(SORTS, 0.01))
     facts = Facts.of(IDS_PL, prompt_of_R, FLOWS, flow_of_R, config)
     suits_C = of_words(facts.keys_C)
     truth_C = rng.normal(size=len(suits_C))

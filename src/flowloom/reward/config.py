@@ -37,8 +37,10 @@ class GatesConfig:
     word: float | None = 0.1
     """A word of the prompt."""
     file_word: float | None = 0.1
-    """A file with a word of the prompt, or with any."""
-    row: float | None = 1.0
+    """A base model with a word of the prompt, or with any."""
+    extra_word: float | None = 5.0
+    """Another file with these: a LoRA, say, which changes what a base can draw but little."""
+    row: float | None = 3.0
     """What a node is or has: class, value, link."""
     file_row: float | None = 20.0
     """A file with what a node is or has: many, and each seen seldom."""

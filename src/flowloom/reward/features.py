@@ -21,6 +21,7 @@ from flowloom.workflow.graph import NEGATIVE, PROMPT
 from flowloom.workflow.steps import FILE, LINK, SEED, TEXT, VALUE, Step, identity
 
 UNKNOWN_ROW = 0
+BASE_FOLDERS = ("checkpoints", "diffusion_models")
 FILE_SPAN, WORD_SPAN = 1 << 32, 1 << 31
 """Facts have keys: a row r has r, a word w has WORD_SPAN + w, and with a file of row f either has
 FILE_SPAN * (1 + f) more."""
@@ -54,6 +55,8 @@ class Features:
     """Rows of the files that it loads, each once."""
     file_shares_F: np.ndarray
     """1 / number of different files in the same input: loading more of them adds up to no more."""
+    file_is_base_F: np.ndarray
+    """Whether it is a model of its own and not one that changes another: a LoRA, an upscaler."""
 
     @functools.cached_property
     def facts(self) -> tuple[np.ndarray, np.ndarray]:
@@ -165,7 +168,11 @@ class FeatureTable:
             num_nodes=len(order),
             file_rows_F=np.array(loaded, np.int64),
             file_shares_F=np.array(shares, np.float32),
+            file_is_base_F=np.array([self._is_base(row) for row in loaded], bool),
         )
+
+    def _is_base(self, file_row: int) -> bool:
+        return self.folder_of_field[self.field_of_file_row[file_row]] in BASE_FOLDERS
 
     def heirs(self, older: Vocabulary) -> dict[int, list[int]]:
         """Rows of files that `older` does not know, and the rows they start as the mean of.

@@ -82,6 +82,8 @@ class Facts:
         """
         words = [np.unique([PAD_ID, *ids]) for ids in ids_PL.tolist()]
         flows = [_flow_facts(flow, config) for flow in workflows]
+        wants_base, wants_extra = config.file_word is not None, config.extra_word is not None
+        bases = np.concatenate([flow.file_rows_F[flow.file_is_base_F] for flow in workflows])
         keys: list[np.ndarray] = []
         values: list[np.ndarray] = []
         sizes = np.zeros(len(prompt_of_R), np.int64)
@@ -91,11 +93,11 @@ class Facts:
             parts = [flows[f]]
             if config.word is not None:
                 parts.append((word_key(words[p][1:]), np.ones(len(words[p]) - 1)))
-            if config.file_word is not None:
-                flow = workflows[f]
-                pairs = fact_key(flow.file_rows_F[:, None], word_key(words[p]))
-                shares = np.broadcast_to(flow.file_shares_F[:, None], pairs.shape)
-                parts.append((pairs.ravel(), shares.ravel()))
+            flow = workflows[f]
+            wanted_F = np.where(flow.file_is_base_F, wants_base, wants_extra)
+            pairs = fact_key(flow.file_rows_F[wanted_F, None], word_key(words[p]))
+            shares = np.broadcast_to(flow.file_shares_F[wanted_F, None], pairs.shape)
+            parts.append((pairs.ravel(), shares.ravel()))
             keys += [part[0] for part in parts]
             values += [part[1] for part in parts]
             sizes[row] = sum(len(part[0]) for part in parts)
@@ -104,7 +106,7 @@ class Facts:
             (np.concatenate(values).astype(float), column, np.concatenate([[0], sizes.cumsum()])),
             shape=(len(sizes), len(keys_C)),
         )
-        return Facts(values_RC, keys_C, _penalties(keys_C, config))
+        return Facts(values_RC, keys_C, _penalties(keys_C, bases, config))
 
 
 def of_words(keys_C: np.ndarray) -> np.ndarray:
@@ -187,8 +189,12 @@ def _flow_facts(flow: Features, config: GatesConfig) -> tuple[np.ndarray, np.nda
     return keys[wanted], values[wanted]
 
 
-def _penalties(keys_C: np.ndarray, config: GatesConfig) -> np.ndarray:
+def _penalties(keys_C: np.ndarray, bases: np.ndarray, config: GatesConfig) -> np.ndarray:
     of_file_C = keys_C >= FILE_SPAN
-    sorts = ((config.row, config.word), (config.file_row, config.file_word))
+    sorts = ((config.row, config.word), (config.file_row, config.extra_word))
     penalty = np.array([[np.nan if value is None else value for value in row] for row in sorts])
-    return penalty[of_file_C.astype(int), of_words(keys_C).astype(int)]
+    penalties_C = penalty[of_file_C.astype(int), of_words(keys_C).astype(int)]
+    if config.file_word is not None:
+        of_base_C = of_words(keys_C) & np.isin(keys_C // FILE_SPAN - 1, bases)
+        penalties_C[of_base_C] = config.file_word
+    return penalties_C
