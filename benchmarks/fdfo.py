@@ -4,8 +4,8 @@
 
 Each method runs in the same loop with the same pictures, held-out prompts and noise, with the best
 settings of its own sweep. `--sweep` runs those sweeps, as many settings for each, on a seed that
-nothing else uses. All weights of the shipped base are tuned on single objects with and without a
-colour, without guidance; every few epochs held-out prompts are judged as it is tuned.
+nothing else uses. The shipped base is tuned on single objects with and without a colour, without
+guidance; every few epochs held-out prompts are judged as it is tuned.
 
 A curve is the best rising fit (isotonic regression) of a run's looks. The ratio of a seed is the
 number of pictures after which FDFO's curve reaches the end of Flow-GRPO's, over the number after
@@ -33,6 +33,8 @@ from scipy.optimize import isotonic_regression
 from flowloom import stages
 from flowloom.generator.charts import Curve, write_reward_chart
 from flowloom.generator.config import (
+    FDFOConfig,
+    FlowGRPOConfig,
     PromptsConfig,
     TuneGeneratorConfig,
     WatchConfig,
@@ -40,10 +42,10 @@ from flowloom.generator.config import (
 from flowloom.generator.intervals import ratio_interval
 from flowloom.generator.judged import Judged
 from flowloom.generator.judging_config import JudgingConfig, Setting
+from flowloom.generator.lora_config import LoRAConfig
 
 TRAINED, UNTRAINED = "watch/trained", "watch/watched"
 SWEEP_SEED, NUM_RESAMPLES = 100, 2000
-BASELINE = "Flow-GRPO"
 
 COMMON = TuneGeneratorConfig(
     prompts=PromptsConfig(kinds=("single", "colors")),
@@ -66,8 +68,52 @@ def with_method(method, **fields):
     return dataclasses.replace(COMMON, method=method, **fields)
 
 
-METHODS = {}
-SWEEPS = {}
+LAYERS = ("to_q", "to_k", "to_v", "to_out", "text_k", "text_v", "up", "down")
+LORA = LoRAConfig(rank=8, alpha=8.0, target_modules=LAYERS)
+SMOOTH = {"average_epochs": 5.0}
+
+
+def early(num_steps=4, group_size=16, **fields):
+    """Flow-GRPO with noise in the first steps alone."""
+    return FlowGRPOConfig(window=num_steps, window_frac=0.0, group_size=group_size, **fields)
+
+
+def branches(number, min_rms=0.05, **fields):
+    """FDFO with a churn that makes branches differ in what they show."""
+    return FDFOConfig(num_branches=number, churn=0.1, min_rms=min_rms, **fields)
+
+
+# The best of the sweeps; docs/log.md has their course.
+BASELINE, BEST = "Flow-GRPO", "FDFO, 4 branches"
+METHODS = {
+    "FDFO": with_method(branches(2, 0.2), lora=LORA, lr=4e-3, **SMOOTH),
+    BEST: with_method(branches(4, 0.2), lora=LORA, lr=4e-3, **SMOOTH),
+    BASELINE: with_method(early(), lora=LORA, lr=2e-3, **SMOOTH),
+}
+SWEEPS = {
+    "FDFO": {
+        "churn .03": with_method(FDFOConfig()),
+        "churn .1": with_method(branches(2)),
+        "churn .1, long warm-up": with_method(branches(2), warmup_steps=32),
+        "churn .1, LoRA, lr 2e-3": with_method(branches(2), lora=LORA, lr=2e-3),
+        "4 branches": with_method(branches(4)),
+        "4 branches, KL .3, mean": with_method(branches(4, kl_coef=0.3), **SMOOTH),
+        "4 branches, min_rms .2, mean": with_method(branches(4, 0.2), **SMOOTH),
+        "4 branches, min_rms .2, LoRA, mean": METHODS[BEST],
+    },
+    BASELINE: {
+        "all steps, lr 1e-3": with_method(FlowGRPOConfig(), lr=1e-3),
+        "all steps, lr 3e-4": with_method(FlowGRPOConfig()),
+        "all steps, noise .3, groups of 16": with_method(
+            FlowGRPOConfig(noise_level=0.3, group_size=16)
+        ),
+        "first 4 steps, LoRA, lr 4e-3, mean": with_method(early(), lora=LORA, lr=4e-3, **SMOOTH),
+        "first 4 steps, lr 3e-4": with_method(early()),
+        "first 2 steps, lr 3e-4": with_method(early(2)),
+        "first 4 steps, groups of 32": with_method(early(4, 32), lr=2e-4),
+        "first 4 steps, LoRA, mean": METHODS[BASELINE],
+    },
+}
 
 
 def shortened(config):
@@ -108,8 +154,8 @@ def ratio_of(images_N, ours_NP, theirs_NP):
     ours, theirs = (
         images_to(images_N, scores_NP.mean(1), target) for scores_NP in (ours_NP, theirs_NP)
     )
-    # A curve that never rose ends where it began.
-    return ours / max(theirs, 1.0)
+    # Where theirs never rose there is nothing to be compared with.
+    return ours / theirs if theirs > images_N[0] else np.nan
 
 
 def ratio_and_interval(images_N, ours, theirs):
@@ -128,9 +174,9 @@ def ratio_and_interval(images_N, ours, theirs):
         for seed in rng.integers(len(ours), size=len(ours)):
             picked_P = rng.integers(ours[seed].shape[1], size=ours[seed].shape[1])
             ratios.append(ratio_of(images_N, ours[seed][:, picked_P], theirs[seed][:, picked_P]))
-        medians.append(np.median(ratios))
+        medians.append(np.nanmedian(ratios) if np.isfinite(ratios).any() else np.inf)
     low, high = np.quantile(medians, [0.025, 0.975], method="inverted_cdf")
-    return alone, float(np.median(alone)), [float(low), float(high)]
+    return alone, float(np.nanmedian(alone)), [float(low), float(high)]
 
 
 def summary(runs):
@@ -149,7 +195,7 @@ def summary(runs):
         row["likeness"] = float(scores[UNTRAINED][-1].mean())
         row["likeness of base"] = float(scores[UNTRAINED][0].mean())
         rows.append(row)
-    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    return {name: finite(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
 def sweep(quick):
@@ -167,8 +213,8 @@ def sweep(quick):
 
 
 def finite(value):
-    """A number that JSON knows; None for infinity."""
-    return round(value, 4) if np.isfinite(value) else None
+    """A number that JSON knows; None for infinity and for what is not defined."""
+    return round(float(value), 4) if np.isfinite(value) else None
 
 
 def main():
@@ -192,7 +238,7 @@ def main():
     theirs = [scores[TRAINED] for _, scores, _ in runs[BASELINE]]
     for name, found in runs.items():
         row = figures[name] = summary(found)
-        print(f"\n{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in row.items()))
+        print(f"\n{name}: " + ", ".join(f"{key} {value}" for key, value in row.items()))
         if name == BASELINE:
             continue
         ours = [scores[TRAINED] for _, scores, _ in found]
@@ -202,8 +248,7 @@ def main():
         seeds_ = ", ".join(f"{value:.2f}" for value in alone)
         ends = ", ".join(f"{end:.2f}" for end in interval)
         print(f"  pictures per picture of {BASELINE}: {median:.2f} ({ends}); by seed {seeds_}")
-    best = figures["FDFO"]
-    figures |= {key: best[key] for key in ("image_ratio", "interval")}
+    figures |= {key: figures[BEST][key] for key in ("image_ratio", "interval")}
     if options.chart is not None:
         panels = {
             title: {

@@ -22,13 +22,12 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from benchmarks.fdfo import BASELINE, METHODS, TRAINED, UNTRAINED, shortened
+from benchmarks.fdfo import BASELINE, BEST, METHODS, TRAINED, UNTRAINED, shortened
 from flowloom import stages
 from flowloom.generator.judged import Judged
 from flowloom.generator.judging_config import Setting
 from flowloom.score.config import RubricConfig, ShapesConfig, TermConfig
 
-FDFO = "FDFO"
 GUIDANCE = 4.5
 CRISP = TermConfig(scorer=ShapesConfig(kind="crispness"), weight=0.5)
 FAITHFUL = TermConfig(scorer=ShapesConfig(), weight=0.5)
@@ -45,7 +44,7 @@ def run(config, quick):
 def guidance(quick):
     """Both methods without guidance and with much of it."""
     found = {}
-    for method in (FDFO, BASELINE):
+    for method in (BEST, BASELINE):
         for scale in (None, GUIDANCE):
             config = METHODS[method]
             serve = Setting(num_steps=config.num_steps, guidance=scale)
@@ -71,7 +70,7 @@ def rewards(quick):
     found = {}
     rubric = RubricConfig(name="crisp and faithful", terms=(CRISP, FAITHFUL))
     for name, epochs in (("as it is", None), ("balanced", 4.0)):
-        config = dataclasses.replace(METHODS[FDFO], rubric=rubric, balance_epochs=epochs)
+        config = dataclasses.replace(METHODS[BEST], rubric=rubric, balance_epochs=epochs)
         curve, _ = run(config, quick)
         for term in ("crispness", "faithfulness"):
             course = [epoch[f"train/term/{term}"] for epoch in curve["epochs"]]
@@ -87,7 +86,7 @@ def hacking(quick):
     found = {}
     rubric = RubricConfig(name="crisp", terms=(dataclasses.replace(CRISP, weight=1.0),))
     for name, drop in (("watched only", None), ("with the stop rule", 0.05)):
-        config = METHODS[FDFO]
+        config = METHODS[BEST]
         assert config.watch is not None, "the benchmark's configurations watch"
         watch = dataclasses.replace(config.watch, rubric="shapes", max_drop=drop, patience=1)
         method = dataclasses.replace(config.method, kl_coef=0.0)
