@@ -19,9 +19,9 @@ class Recipe:
     """One field per stage, named like it."""
 
     tune_generator: TuneGeneratorConfig = TuneGeneratorConfig()
-    """FDFO on one checkpoint."""
+    """Reward tuning of one generator."""
     publish_generator: PublishGeneratorConfig = PublishGeneratorConfig()
-    """The tuned checkpoint joins the catalogue."""
+    """What was tuned joins the catalogue."""
     build_pairs: BuildPairsConfig = BuildPairsConfig()
     """Prompts with valid workflows."""
     build_triplets: BuildTripletsConfig = BuildTripletsConfig()
