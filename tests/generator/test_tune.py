@@ -242,6 +242,7 @@ def test_artifact(root, tmp_path):
     assert names == {
         "README.md",
         "curve.json",
+        "judged.json",
         "files.json",
         "grid_after.png",
         "grid_before.png",
