@@ -21,6 +21,7 @@ from flowloom.designer.objective import (
     is_clipped,
     k3,
     most_uncertain,
+    moved,
 )
 from flowloom.designer.policy import Policy
 from flowloom.designer.rollout import rollout
@@ -131,6 +132,13 @@ def test_the_gate_takes_the_largest_spreads():
     assert most_uncertain(spread, 0.41).tolist() == [False, True, True, True, True]  # a tie
     assert most_uncertain(spread, 0.01).tolist() == [False, True, False, False, False]
     assert most_uncertain(spread, 1.0).all()
+
+
+def test_one_choice_says_little_of_how_far_a_policy_moved():
+    # From 1e-6 to 0.5 counts as from 0.05; any other choice as it is.
+    old, now = torch.tensor([1e-6, 0.4, 0.2]).log(), torch.tensor([0.5, 0.2, 0.6]).log()
+    expected = [9 - math.log(10), math.log(2) - 0.5, 2 - math.log(3)]
+    assert moved(now, old).tolist() == pytest.approx(expected, abs=ATOL)
 
 
 def test_k3_is_unbiased():

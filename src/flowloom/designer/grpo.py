@@ -39,6 +39,7 @@ from flowloom.designer.objective import (
     is_clipped,
     k3,
     most_uncertain,
+    moved,
 )
 from flowloom.designer.policy import VOCABULARY_FILE, Policy
 from flowloom.designer.proposals import write_proposals
@@ -193,7 +194,7 @@ def train_grpo(
                 loss = -objective_N.sum() / num
                 loss.backward()
                 with torch.no_grad():
-                    moved_N = k3(logprobs_N, old_N)
+                    moved_N = moved(logprobs_N, old_N)
                     clipped_N = is_clipped(logprobs_N, old_N, advantages_N, config.clip)
                     measured = (-objective_N, kl_N, entropy_N, moved_N, clipped_N)
                     sums += torch.stack([values_N.sum().float() for values_N in measured]).cpu()
@@ -206,7 +207,7 @@ def train_grpo(
             updates.append(torch.cat([means[1:], norm.cpu()[None]]))
 
         # Log
-        kl, entropy, moved, clipped, norms = torch.stack(updates).unbind(1)
+        kl, entropy, moved_far, clipped, norms = torch.stack(updates).unbind(1)
         # Valid by construction; one design of each group shows that it stays so.
         valid = [is_valid(decode(row, grammar), installed) for row in tokens[::G]]
         valid_P = _whole(processes, torch.tensor(valid).float(), groups_P, num_groups)
@@ -216,7 +217,7 @@ def train_grpo(
             "grpo/spread": spreads_B.mean().item(),
             "grpo/kl": kl.mean().item(),
             "grpo/entropy": entropy.mean().item(),
-            "grpo/step_kl": moved.max().item(),
+            "grpo/step_kl": step_kl.max().item(),
             "grpo/clip_frac": clipped.mean().item(),
             "grpo/grad_norm": norms.mean().item(),
             "grpo/unique_frac": len(set(map(tuple, designs))) / len(designs),

@@ -10,6 +10,9 @@ import math
 import torch
 from torch import Tensor
 
+MAX_RATIO = 10.0
+"""Of probabilities after and before an update, where it is measured how far a policy moved."""
+
 
 def group_advantages(
     rewards_PG: Tensor, divide_by_std: bool = False, clip: float | None = None
@@ -35,6 +38,15 @@ def k3(target_N: Tensor, sampled_N: Tensor) -> Tensor:
     """
     log_ratio_N = target_N - sampled_N
     return log_ratio_N.exp() - 1 - log_ratio_N
+
+
+def moved(logprobs_N: Tensor, old_N: Tensor) -> Tensor:
+    """`k3` of a policy from the one that sampled, with no ratio above `MAX_RATIO`.
+
+    One choice that was all but impossible and has become likely says little of where the policy
+    went, and would outweigh a thousand others.
+    """
+    return k3(torch.minimum(logprobs_N, old_N + math.log(MAX_RATIO)), old_N)
 
 
 def clipped_gain(logprobs_N: Tensor, old_N: Tensor, advantages_N: Tensor, clip: float) -> Tensor:
