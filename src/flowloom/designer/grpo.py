@@ -207,7 +207,7 @@ def train_grpo(
             updates.append(torch.cat([means[1:], norm.cpu()[None]]))
 
         # Log
-        kl, entropy, moved_far, clipped, norms = torch.stack(updates).unbind(1)
+        kl, entropy, step_kl, clipped, norms = torch.stack(updates).unbind(1)
         # Valid by construction; one design of each group shows that it stays so.
         valid = [is_valid(decode(row, grammar), installed) for row in tokens[::G]]
         valid_P = _whole(processes, torch.tensor(valid).float(), groups_P, num_groups)
