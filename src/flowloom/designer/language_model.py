@@ -34,7 +34,8 @@ from flowloom.designer.descriptions import START
 from flowloom.designer.lora import Adapter
 from flowloom.designer.past import Cache, Past
 from flowloom.designer.policy import ADAPTER_FILE, ADAPTER_RECORD, MODEL_RECORD
-from flowloom.designer.pretrained import quiet, read_model
+from flowloom.designer.pretrained import read_model
+from flowloom.progress import no_progress_bars
 from flowloom.runs import write_json
 
 ROWS_FILE = "workflow.safetensors"
@@ -258,7 +259,7 @@ class LanguageModelPolicy(nn.Module):
         weights = self.model.state_dict()
         if self.adapter is not None:
             weights = self.adapter.merged(self.model, strength)
-        with quiet():
+        with no_progress_bars("transformers"):
             self.model.save_pretrained(folder, state_dict=weights)
         self.tokenizer.save_pretrained(folder)
         head = self.head if self.head_delta is None else self.head + strength * self.head_delta

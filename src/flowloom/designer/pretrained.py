@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from flowloom.designer.config import LanguageModelConfig
+from flowloom.progress import no_progress_bars
 
 
 def read_model(
@@ -28,7 +27,7 @@ def read_model(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        with quiet():
+        with no_progress_bars("transformers"):
             tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
             model = AutoModelForCausalLM.from_pretrained(
                 source,
@@ -40,20 +39,6 @@ def read_model(
         reason = str(error).splitlines()[0]
         raise ValueError(f"{source}: expected a causal language model, got: {reason}") from error
     return torch.nn.Module.to(model, _device(config.device)).eval(), tokenizer
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars of transformers."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _device(name: str) -> str:

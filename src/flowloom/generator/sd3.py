@@ -17,7 +17,6 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from flowloom.generator.lora_config import LoRAConfig
 from flowloom.generator.sd3_config import SD3Config
 from flowloom.generator.sd3_text import PromptEmbeddings
 from flowloom.processes import Processes
+from flowloom.progress import no_progress_bars
 from flowloom.runs import home
 
 TIME_SHIFT = 3.0
@@ -257,22 +257,8 @@ def _read(kind: Any, folder: Path, part: str, dtype: torch.dtype) -> Any:
         ValueError: It cannot be read.
     """
     try:
-        with _quiet():
+        with no_progress_bars("diffusers"):
             return kind.from_pretrained(folder / part, torch_dtype=dtype)
     except (OSError, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{folder / part}: expected a {kind.__name__}, got: {reason}") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars of diffusers."""
-    from diffusers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

@@ -11,8 +11,7 @@ import os
 import threading
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowloom.progress import no_progress_bars
 from flowloom.score.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def read_part(factory: Any, config: ModelConfig, what: str, **options: Any) -> A
         raise ValueError(f"model: got {source!r}, expected an existing folder or a name on the hub")
     folder = Path(source).expanduser()
     try:
-        with _quiet():
+        with no_progress_bars("transformers"):
             return factory.from_pretrained(
                 str(folder) if folder.is_dir() else source, revision=config.revision, **options
             )
@@ -155,17 +155,3 @@ def device_of(config: ModelConfig) -> str:
     if config.device != "auto":
         return config.device
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars of transformers."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
