@@ -36,7 +36,7 @@ class Stage:
 STAGES: dict[str, Stage] = {
     "tune_generator": Stage(function="flowloom.generator.tune:tune_generator", joint=True),
     "publish_generator": Stage(
-        function="flowloom.generator.publish:publish_generator", inputs=("generator",)
+        function="flowloom.generator.publish:publish_generator", optional=("generator",)
     ),
     "build_pairs": Stage(
         function="flowloom.dataset.pairs:build_pairs", inputs=("catalogue",), optional=("parts",)
@@ -74,8 +74,7 @@ STAGES: dict[str, Stage] = {
     ),
     "report": Stage(
         function="flowloom.evaluation.report:report",
-        inputs=("evaluation", "generator"),
-        optional=("decision", "training"),
+        optional=("evaluation", "generator", "decision", "training"),
     ),
 }
 

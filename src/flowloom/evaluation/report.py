@@ -1,4 +1,8 @@
-"""The report of a turn: one HTML file with pictures and charts inside, for a person to read."""
+"""The report of a turn: one HTML file with pictures and charts inside, for a person to read.
+
+A turn that only tunes a generator has no designer to compare, and one that only trains a designer
+has no generator: the page shows what there is.
+"""
 
 from __future__ import annotations
 
@@ -48,8 +52,8 @@ def report(
     config: ReportConfig,
     run: Run,
     *,
-    evaluation: Path,
-    generator: Path,
+    evaluation: Path | None = None,
+    generator: Path | None = None,
     decision: Path | None = None,
     training: Sequence[Path] = (),
 ) -> dict[str, float]:
@@ -63,12 +67,17 @@ def report(
         decision: `decision.json` of the gate, or the folder that holds it.
         training: What training stages wrote, earlier rounds first; metrics of their runs are drawn
             where they lie beside.
+
+    Raises:
+        ValueError: If there is neither an evaluation nor a generator.
     """
+    if evaluation is None and generator is None:
+        raise ValueError("report: got neither evaluation nor generator, expected at least one")
     page = render(
         config,
-        evaluated=json.loads((evaluation / "evaluation.json").read_text()),
-        examples=_examples(evaluation, config),
-        tuned=_generator(generator),
+        evaluated=json.loads((evaluation / "evaluation.json").read_text()) if evaluation else None,
+        examples=_examples(evaluation, config) if evaluation else [],
+        tuned=_generator(generator) if generator else None,
         decision=_decision(decision),
         curves=_training(training),
     )
@@ -80,8 +89,8 @@ def report(
 def render(
     config: ReportConfig,
     *,
-    evaluated: Mapping[str, Any],
-    examples: Sequence[Mapping[str, Any]],
+    evaluated: Mapping[str, Any] | None = None,
+    examples: Sequence[Mapping[str, Any]] = (),
     tuned: Mapping[str, Any] | None = None,
     decision: Mapping[str, Any] | None = None,
     curves: Sequence[tuple[str, str]] = (),
@@ -90,7 +99,7 @@ def render(
 
     Args:
         config: What to show.
-        evaluated: `evaluation.json`.
+        evaluated: `evaluation.json`, or None where no designer was compared.
         examples: Prompts with designs and pictures, the pictures as data addresses.
         tuned: Before and after of the generator, or None where none was tuned.
         decision: `decision.json`, or None where the gate has not spoken.
@@ -106,24 +115,31 @@ def render(
         undefined=jinja2.StrictUndefined,
     )
     environment.filters.update(signed=signed, fixed=fixed, percent=percent, stem=stem)
-    policies = evaluated["policies"]
-    order = sorted(policies, key=lambda name: -policies[name]["mean"])
-    kinds = sorted({kind for policy in policies.values() for kind in policy["by_kind"]})
+    compared = _compared(evaluated) if evaluated else {}
     return environment.get_template("report.html.j2").render(
         config=config,
         evaluated=evaluated,
         candidate=CANDIDATE,
         names=NAMES,
-        order=order,
-        kinds=kinds,
-        policy_chart=_policy_chart(policies, order),
-        paired_chart=_paired_chart(evaluated["paired"]),
-        kind_chart=_kind_chart(evaluated["paired_by_kind"][f"vs_{evaluated['opponent']}"]),
         examples=examples,
         tuned=tuned,
         decision=decision,
         curves=curves,
+        **compared,
     )
+
+
+def _compared(evaluated: Mapping[str, Any]) -> dict[str, Any]:
+    """Order of the policies, kinds of prompts, and charts."""
+    policies = evaluated["policies"]
+    order = sorted(policies, key=lambda name: -policies[name]["mean"])
+    return {
+        "order": order,
+        "kinds": sorted({kind for policy in policies.values() for kind in policy["by_kind"]}),
+        "policy_chart": _policy_chart(policies, order),
+        "paired_chart": _paired_chart(evaluated["paired"]),
+        "kind_chart": _kind_chart(evaluated["paired_by_kind"][f"vs_{evaluated['opponent']}"]),
+    }
 
 
 def signed(value: float, digits: int = 3) -> str:

@@ -14,18 +14,23 @@ from flowloom.workflow import Catalogue
 
 
 def publish_generator(
-    config: PublishGeneratorConfig, run: Run, *, generator: Path
+    config: PublishGeneratorConfig, run: Run, *, generator: Path | None = None
 ) -> dict[str, float]:
     """Write the catalogue with the tuned files in it, and their bytes and card under `models/`.
 
     Args:
         config: Which catalogue to add to, and which of the tuned files.
         run: Where to write.
-        generator: What `tune_generator` wrote: `files.json`, `models/<folder>/<name>`, `README.md`.
+        generator: What `tune_generator` wrote: `files.json`, `models/<folder>/<name>`, `README.md`;
+            without it, the catalogue is written as it is.
 
     Raises:
         ValueError: A file is missing, or is not what its record says.
     """
+    if generator is None:
+        catalogue = Catalogue.load(config.catalogue)
+        save_catalogue(run.out / CATALOGUE_FILE, catalogue)
+        return {"catalogue/files": float(len(catalogue.files))}
     files = read_files(generator)
     for role in config.roles:
         if role not in files:

@@ -1,11 +1,11 @@
-"""What every component does with a stage's result: hand the artifact and the metrics on."""
+"""What every component does: configure its stage, and hand artifact, metrics and summary on."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,6 +33,29 @@ class Metrics(Protocol):
         """Record a final metric."""
 
 
+def step_config(
+    stage: str, recipe: str, overrides: Mapping[str, Any], sources: str | None = None
+) -> Any:
+    """The configuration of a step's stage.
+
+    Args:
+        stage: Name of the stage.
+        recipe: Name of the recipe.
+        overrides: Fields to replace, by stage.
+        sources: Digests of code and data that the turn began with, as `turns.sources` gives them.
+
+    Raises:
+        ValueError: If this process has other code or data: the engine's cache would take what it
+            makes for theirs.
+    """
+    from flowloom import recipes
+    from flowloom.lifecycle import turns
+
+    if sources is not None and sources != turns.sources():
+        raise ValueError(f"{stage}: sources: got {turns.sources()}, expected the turn's {sources}")
+    return recipes.stage_config(recipe, stage, overrides.get(stage))
+
+
 def folders(**artifacts: Folder | Sequence[Folder] | None) -> dict[str, Any]:
     """Input name to the folder (or list of folders) that its artifact is, for `stages.run`.
 
@@ -51,9 +74,10 @@ def hand_over(
     result: StageResult,
     artifact: Artifact,
     metrics: Metrics | None = None,
+    summary: Folder | None = None,
     file: str | None = None,
 ) -> None:
-    """Make `artifact` the stage's artifact and log its final metrics.
+    """Make `artifact` the stage's artifact; log its final metrics, and write them for a person.
 
     On one machine the artifact points to the run folder; where the engine stores artifacts itself
     (its address has a scheme such as `s3://`) the folder is copied to where the engine takes it.
@@ -62,6 +86,7 @@ def hand_over(
         result: What the stage left.
         artifact: The component's output artifact.
         metrics: The component's metrics artifact, if it has one.
+        summary: The component's Markdown artifact, if it has one.
         file: The one file of the folder that the artifact is, if it is a file.
     """
     source = result.out_dir / file if file else result.out_dir
@@ -76,7 +101,18 @@ def hand_over(
     if metrics is not None:
         for name, value in result.metrics.items():
             metrics.log_metric(name, value)
+    if summary is not None:
+        Path(summary.path).parent.mkdir(parents=True, exist_ok=True)
+        Path(summary.path).write_text(markdown(result))
     _leave_record(result)
+
+
+def markdown(result: StageResult) -> str:
+    """A stage's result for a person: final metrics, digest, and key of its run folder."""
+    rows = [f"| `{name}` | {value:.6g} |" for name, value in sorted(result.metrics.items())]
+    table = "\n".join(["| metric | value |", "|---|---:|", *rows])
+    key = result.out_dir.parent.name
+    return f"## {result.stage}\n\n{table}\n\nDigest `{result.digest}`, run `{result.stage}/{key}`\n"
 
 
 def _leave_record(result: StageResult) -> None:

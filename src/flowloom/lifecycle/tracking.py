@@ -40,7 +40,7 @@ MAX_FAILURES = 2
 """Entries that may fail before the tracker is taken to be down for now."""
 MAX_BATCH = 100
 """Parameters or tags in one call: MLflow's own bound."""
-_CHANGING_TURN_FIELDS = ("status", "stages", "seconds")
+_CHANGING_TURN_FIELDS = ("status", "stages", "seconds", "outcome")
 _MLFLOW_STATUS = {
     "finished": "FINISHED",
     "reused": "FINISHED",
@@ -308,6 +308,8 @@ class Recorder:
         known = self.client.get_run(run_id).data
         self._log_params(run_id, {k: v for k, v in frozen.items() if k not in known.params})
         tags = {"flowloom.status": entry.status}
+        outcome = record.get("outcome", {})
+        tags |= {f"flowloom.{k}": str(outcome[k]) for k in ("step", "error") if outcome.get(k)}
         if entry.commit:
             tags["mlflow.source.git.commit"] = entry.commit
         self._log_tags(run_id, tags)

@@ -4,7 +4,11 @@
     turn.json     the key, status, and each finished step
     steps/        one record per step, left by the step itself
     logs/         one file per step
+    failure.json  the step that stopped it, if one did and the runner saw it
+    outcome.json  how it ended, as the pipeline's exit handler was told
     lock          held while a process works on the turn
+
+On a cluster the turn is named by the engine's run, and the pipeline's first step begins it.
 """
 
 from __future__ import annotations
@@ -55,8 +59,14 @@ class Turn:
 
         A finished turn that runs again finds all it made and stays finished.
         """
-        if self.record["status"] == "finished" and status == "running":
-            return
+        if status == "running":
+            if self.record["status"] == "finished":
+                return
+            for name in ("failure.json", "outcome.json"):
+                (self.dir / name).unlink(missing_ok=True)
+        outcome = self.dir / "outcome.json"
+        if outcome.is_file():
+            self.record["outcome"] = json.loads(outcome.read_text())
         digests = {step["step"]: step["digest"] for step in self.steps()}
         self.record |= {"status": status, "stages": digests, **more}
         write_json(self.dir / "turn.json", self.record)
@@ -77,9 +87,71 @@ def key(pipeline: str, recipe: str, overrides: Mapping[str, Any]) -> dict[str, A
     }
 
 
+def sources() -> str:
+    """Digests of the code and the data that this process works with, as one word."""
+    return f"code-{code_digest()[:16]}-data-{data_md5() or 'untracked'}"
+
+
+def begin(pipeline: str, recipe: str, overrides: Mapping[str, Any], champion: str) -> str:
+    """Check the arguments of a turn and freeze its champion; on a cluster, make its record.
+
+    Args:
+        pipeline: Name of the pipeline.
+        recipe: Name of the recipe.
+        overrides: Fields to replace, by stage.
+        champion: Version to compare with; empty for none, `auto` for the champion there is now.
+
+    Returns:
+        The version to compare with; empty if none.
+
+    Raises:
+        ValueError: On an unknown recipe or field, or a value out of bounds.
+    """
+    from flowloom import recipes
+
+    name = os.environ.get("FLOWLOOM_TURN")
+    folder = home() / "turns" / (name or "")
+    if name and (folder / "turn.json").is_file():
+        # This machine's runner, or an earlier attempt of this step, froze it.
+        champion = load(name).champion or ""
+    elif champion == "auto":
+        from flowloom.lifecycle import registry
+
+        now = registry.champion()
+        champion = now.version if now else ""
+    if name and not (folder / "turn.json").is_file():
+        turn = _make(folder, key(pipeline, recipe, overrides), champion or None)
+        turn.mark("running")
+        tracking.drain()
+    recipes.resolve(recipe, overrides)
+    return champion
+
+
+def close(state: str, error: str | None) -> None:
+    """Record how the turn ended: in its record, and in the tracking run of the turn.
+
+    Args:
+        state: `SUCCEEDED`, `FAILED` or `CANCELLED`.
+        error: What the engine says of it.
+    """
+    name = os.environ.get("FLOWLOOM_TURN")
+    if not name or not (home() / "turns" / name / "turn.json").is_file():
+        return
+    turn = load(name)
+    outcome = {"state": state, "error": error}
+    failure = turn.dir / "failure.json"
+    if state != "SUCCEEDED" and failure.is_file():
+        outcome |= json.loads(failure.read_text())
+    write_json(turn.dir / "outcome.json", outcome)
+    turn.mark("finished" if state == "SUCCEEDED" else "failed")
+    if os.environ.get("FLOWLOOM_TRACKING") != "spool":
+        tracking.drain()
+
+
 def latest() -> Turn | None:
     """The turn that was started last."""
-    folders = sorted(path.parent for path in home().glob("turns/*/turn.json"))
+    # On a cluster turns have the names of the engine's runs, and are resumed by the engine.
+    folders = sorted(path.parent for path in home().glob("turns/[0-9][0-9][0-9][0-9]/turn.json"))
     return load(folders[-1].name) if folders else None
 
 
@@ -109,10 +181,13 @@ def open_turn(
     if last and not new and all(last.record[name] == fields[name] for name in KEY_FIELDS):
         return last
     number = int(last.name) + 1 if last else 1
-    folder = home() / "turns" / f"{number:04d}"
-    (folder / "steps").mkdir(parents=True)
-    (folder / "logs").mkdir()
-    record = {**fields, "turn": folder.name, "champion": champion(), "status": "new"}
+    return _make(home() / "turns" / f"{number:04d}", fields, champion())
+
+
+def _make(folder: Path, fields: Mapping[str, Any], champion: str | None) -> Turn:
+    for name in ("steps", "logs"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    record = {**fields, "turn": folder.name, "champion": champion, "status": "new"}
     write_json(folder / "turn.json", record)
     return Turn(folder, record)
 
