@@ -6,7 +6,6 @@ _STARTED_S = time.perf_counter()
 
 import argparse  # noqa: E402
 import importlib  # noqa: E402
-import os  # noqa: E402
 import sys  # noqa: E402
 import tempfile  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
@@ -14,6 +13,8 @@ from pathlib import Path  # noqa: E402
 from typing import Any, Optional  # noqa: E402
 
 FOLDER = Path(__file__).parent
+DEFAULT_CRON = "0 0 3 * * *"
+"""Daily at three."""
 
 
 def names() -> list[str]:
@@ -43,12 +44,8 @@ def run(options: argparse.Namespace) -> int:
 
     console = Console(file=sys.stdout)  # kfp's output goes elsewhere meanwhile
     fields = turns.key(options.name, options.recipe, _overrides(options))
-    turn = turns.open_turn(fields, _champion, new=options.new_turn)
-    arguments = {
-        "recipe": options.recipe,
-        "overrides": fields["overrides"],
-        "champion": turn.champion or "",
-    }
+    turn = turns.open_turn(fields, _champion, new=options.new_turn, number=options.turn)
+    arguments = _arguments(options, fields["overrides"], turn.champion or "")
     with turns.held(turn), local.follower(turn) as record_the_rest:
         turn.mark("running")
         opponent = f"champion {turn.champion}" if turn.champion else "no champion yet"
@@ -88,44 +85,101 @@ def compile_(options: argparse.Namespace) -> int:
 
 
 def submit(options: argparse.Namespace) -> int:
-    """Start one run on a Kubeflow Pipelines server."""
-    client = _client(options.host)
-    arguments = {
-        "recipe": options.recipe,
-        "overrides": _overrides(options),
-        "champion": _champion() or "",
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        package = Path(folder) / f"{options.name}.yaml"
-        compile_to(options.name, package)
-        started = client.create_run_from_pipeline_package(
-            str(package), arguments, experiment_name="flowloom", enable_caching=False
-        )
-    print(started.run_id)
-    return 0
+    """Start one run on a Kubeflow Pipelines server, or find it there."""
+    from pipelines import cluster
+    from pipelines.server import Server
+
+    overrides = _overrides(options)
+    server = Server(options.host, options.namespace)
+    job = _job(options, overrides)
+    run = cluster.submit(
+        server,
+        job,
+        lambda: _arguments(options, overrides, _champion() or ""),
+        _say,
+        name=options.run_name,
+        new=options.new_turn,
+    )
+    _say(server.link("runs", run.run_id))
+    if not options.wait:
+        return 0
+    with cluster.interruptible(run, _say):
+        run = cluster.wait(server, run, _say, options.timeout_s)
+    if run.state not in cluster.FAILED:
+        return 0
+    for line in cluster.failures(run) or [_error_of(run)]:
+        print(f"pipelines: run {run.display_name} {run.state}: {line}", file=sys.stderr)
+    return 1
 
 
 def schedule(options: argparse.Namespace) -> int:
-    """Have a Kubeflow Pipelines server start a run on a schedule."""
-    client = _client(options.host)
-    # Each run compares with the champion of its own day.
-    arguments = {"recipe": options.recipe, "overrides": _overrides(options), "champion": "auto"}
-    experiment = client.create_experiment("flowloom")
-    with tempfile.TemporaryDirectory() as folder:
-        package = Path(folder) / f"{options.name}.yaml"
-        compile_to(options.name, package)
-        made = client.create_recurring_run(
-            experiment.experiment_id,
-            f"{options.name}-{options.recipe}",
-            cron_expression=options.cron,
-            max_concurrency=1,
-            no_catchup=True,
-            params=arguments,
-            pipeline_package_path=str(package),
-            enable_caching=False,
+    """Have a Kubeflow Pipelines server start runs on a schedule."""
+    from pipelines import cron as crons
+    from pipelines import schedule as schedules
+    from pipelines.server import Server
+
+    if not options.name and not options.list:
+        raise ValueError(f"NAME: got none, expected one of {', '.join(names())}")
+    label = f"{options.name}-{options.recipe}"
+    switched = options.enable or options.disable
+    declared = not (options.list or options.delete or (switched and not options.cron))
+    if not declared and (options.assignments or (options.cron and not switched)):
+        raise ValueError(
+            "schedule: got --cron or --set beside what only lists, switches or deletes"
         )
-    print(made.recurring_run_id)
+    overrides = _overrides(options) if declared else {}
+    cron = crons.six_fields(options.cron or DEFAULT_CRON)
+    server = Server(options.host, options.namespace)
+    if options.list:
+        for line in schedules.lines(server, options.experiment, label if options.name else ""):
+            _say(line)
+    elif options.delete:
+        schedules.delete(server, options.experiment, label, _say)
+    elif not declared:
+        schedules.switch(server, options.experiment, label, options.enable, _say)
+    else:
+        # Each run compares with the champion of its own day.
+        arguments = _arguments(options, overrides, "auto")
+        job = _job(options, overrides)
+        made = schedules.declare(server, job, arguments, cron, _say, enabled=not options.disable)
+        _say(server.link("recurringrun", made.recurring_run_id))
     return 0
+
+
+def _job(options: argparse.Namespace, overrides: dict[str, Any]) -> Any:
+    """What is to run on a server."""
+    from flowloom.lifecycle import turns
+    from pipelines.cluster import Job
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{options.name}.yaml"
+        compile_to(options.name, path)
+        package = path.read_bytes()
+    return Job(
+        pipeline=load(options.name).name,
+        package=package,
+        label=f"{options.name}-{options.recipe}",
+        key=turns.key(options.name, options.recipe, overrides),
+        experiment=options.experiment,
+    )
+
+
+def _arguments(
+    options: argparse.Namespace, overrides: dict[str, Any], champion: str
+) -> dict[str, Any]:
+    """Arguments for those of the usual parameters that the pipeline has."""
+    offered = {"recipe": options.recipe, "overrides": overrides, "champion": champion}
+    taken = load(options.name).pipeline_spec.root.input_definitions.parameters
+    return {name: value for name, value in offered.items() if name in taken}
+
+
+def _error_of(run: Any) -> str:
+    message = run.error and run.error.message
+    return " ".join(message.split()) if message else "no task of it says why"
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def _champion() -> Optional[str]:
@@ -146,25 +200,6 @@ def _overrides(options: argparse.Namespace) -> dict[str, Any]:
     return overrides
 
 
-def _client(host: Optional[str]) -> Any:
-    host = host or os.environ.get("KFP_HOST") or os.environ.get("KF_PIPELINES_ENDPOINT")
-    if not host:
-        raise ValueError("server: got none, expected --host URL or KFP_HOST; `run` needs no server")
-    import logging
-    import warnings
-
-    import kfp
-
-    logging.getLogger("urllib3").setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            return kfp.Client(host=host)
-    except Exception as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"server {host}: {first}") from error
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The parser of every command."""
     parser = argparse.ArgumentParser(prog="python -m pipelines", description=__doc__)
@@ -178,7 +213,13 @@ def build_parser() -> argparse.ArgumentParser:
     for command, (handler, text) in summaries.items():
         sub = commands.add_parser(command, help=text, description=text)
         sub.set_defaults(handler=handler)
-        sub.add_argument("name", metavar="NAME", choices=names(), help=", ".join(names()))
+        sub.add_argument(
+            "name",
+            metavar="NAME",
+            choices=names(),
+            nargs="?" if command == "schedule" else None,  # none needed to list
+            help=", ".join(names()),
+        )
         if command == "compile":
             sub.add_argument("--out", type=Path, metavar="FILE", help="default: build/NAME.yaml")
             continue
@@ -191,17 +232,68 @@ def build_parser() -> argparse.ArgumentParser:
             metavar="STAGE.FIELD=VALUE",
             help="replace a field of the recipe; repeatable",
         )
-        if command == "run":
-            sub.add_argument(
-                "--new-turn", action="store_true", help="start a turn, even with the same key"
-            )
-        else:
-            sub.add_argument("--host", metavar="URL", help="default: KFP_HOST")
-        if command == "schedule":
-            sub.add_argument(
-                "--cron", default="0 0 3 * * *", help="with seconds first; default: %(default)s"
-            )
+        {"run": _add_run, "submit": _add_submit, "schedule": _add_schedule}[command](sub)
     return parser
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--new-turn", action="store_true", help="start a turn, even with the same key"
+    )
+    which.add_argument(
+        "--turn",
+        type=int,
+        metavar="N",
+        help="run until there is turn N: resume it if it is the latest, start it if it is the next",
+    )
+
+
+def _add_server(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--host", metavar="URL", help="default: KFP_HOST; a token is read from KFP_TOKEN"
+    )
+    parser.add_argument(
+        "--namespace", help="of a server with several users; default: KFP_NAMESPACE"
+    )
+    parser.add_argument("--experiment", default="flowloom", help="default: %(default)s")
+
+
+def _add_submit(parser: argparse.ArgumentParser) -> None:
+    _add_server(parser)
+    parser.add_argument(
+        "--run-name",
+        metavar="TEXT",
+        help="default: pipeline, recipe and a digest of arguments, data and code",
+    )
+    parser.add_argument(
+        "--new-turn", action="store_true", help="start a run, even if the same is there"
+    )
+    parser.add_argument(
+        "--wait", action="store_true", help="until the run ends; status 1 if it failed"
+    )
+    parser.add_argument(
+        "--timeout-s",
+        type=float,
+        default=86400.0,
+        metavar="SECONDS",
+        help="of --wait; default: %(default)g",
+    )
+
+
+def _add_schedule(parser: argparse.ArgumentParser) -> None:
+    _add_server(parser)
+    parser.add_argument(
+        "--cron",
+        metavar="FIELDS",
+        help="five fields, or six with seconds first, in the time zone of the server's controller "
+        f"(UTC unless it is set otherwise); default: '{DEFAULT_CRON}'",
+    )
+    act = parser.add_mutually_exclusive_group()
+    act.add_argument("--enable", action="store_true", help="have it start runs (again)")
+    act.add_argument("--disable", action="store_true", help="keep it, but have it start none")
+    act.add_argument("--list", action="store_true", help="show schedules; NAME may be left out")
+    act.add_argument("--delete", action="store_true", help="remove it")
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:

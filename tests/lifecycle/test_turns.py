@@ -3,6 +3,7 @@
 Facts pinned:
 - the latest turn is resumed if every field of its key is the same, finished or not;
 - the champion is asked for once, when a turn starts, and never changes in it;
+- a turn asked for by its number is the latest or the next, and the next is started once;
 - one process at a time works on a turn;
 - a step's artifact points to the run folder, or is copied where the engine stores artifacts.
 """
@@ -52,6 +53,22 @@ def test_a_new_turn_is_asked_for():
     assert turns.open_turn(FIELDS, lambda: "1", new=True).champion == "1"
     # Only the latest counts: its key decides.
     assert turns.open_turn(FIELDS, never).name == "0002"
+
+
+def test_a_turn_by_number_is_the_latest_or_the_next():
+    with pytest.raises(ValueError, match=r"turn: got 2, expected 1 \(there is none yet\)"):
+        turns.open_turn(FIELDS, never, number=2)
+    assert turns.open_turn(FIELDS, lambda: None, number=1).name == "0001"
+    assert turns.open_turn(FIELDS, never, number=1).name == "0001"
+    # The same key, and yet the next turn: its number asks for it, once.
+    assert turns.open_turn(FIELDS, lambda: "1", number=2).champion == "1"
+    assert turns.open_turn(FIELDS, never, number=2).champion == "1"
+    for wrong in (0, 1, 4):
+        with pytest.raises(ValueError, match=rf"turn: got {wrong}, expected 2 .* or 3"):
+            turns.open_turn(FIELDS, never, number=wrong)
+    with pytest.raises(ValueError, match="turn 2: was started with another recipe, data, expected"):
+        turns.open_turn(FIELDS | {"recipe": "smoke", "data": "e"}, never, number=2)
+    assert turns.latest().name == "0002"
 
 
 def test_the_key_is_what_the_run_depends_on():

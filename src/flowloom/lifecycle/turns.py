@@ -168,7 +168,10 @@ def load(name: str) -> Turn:
 
 
 def open_turn(
-    fields: Mapping[str, Any], champion: Callable[[], str | None], new: bool = False
+    fields: Mapping[str, Any],
+    champion: Callable[[], str | None],
+    new: bool = False,
+    number: int | None = None,
 ) -> Turn:
     """Resume the latest turn if its key is the same, else start one.
 
@@ -176,12 +179,28 @@ def open_turn(
         fields: What `key` gives.
         champion: Gives the version of the champion now; asked if the turn is new, then frozen.
         new: Start a turn even if the latest has the same key.
+        number: The turn that there should be: resumed if it is the latest, started if it follows.
+
+    Raises:
+        ValueError: If turn `number` is neither the latest nor the next, or has another key.
     """
     last = latest()
-    if last and not new and all(last.record[name] == fields[name] for name in KEY_FIELDS):
+    count = int(last.name) if last else 0
+    other = [name for name in KEY_FIELDS if last and last.record[name] != fields[name]]
+    if number is None:
+        if last and not new and not other:
+            return last
+    elif last and number == count:
+        if other:
+            raise ValueError(
+                f"turn {number}: was started with another {', '.join(other)}, expected the same; "
+                f"the next is {count + 1}"
+            )
         return last
-    number = int(last.name) + 1 if last else 1
-    return _make(home() / "turns" / f"{number:04d}", fields, champion())
+    elif number != count + 1:
+        expected = f"{count} (the latest) or {count + 1}" if count else "1 (there is none yet)"
+        raise ValueError(f"turn: got {number}, expected {expected}")
+    return _make(home() / "turns" / f"{count + 1:04d}", fields, champion())
 
 
 def _make(folder: Path, fields: Mapping[str, Any], champion: str | None) -> Turn:
