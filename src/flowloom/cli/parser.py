@@ -2,45 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
-from typing import NoReturn
-
 from flowloom import __version__
+from flowloom.cli.life_parser import add_lifecycle
+from flowloom.cli.options import (
+    CATALOGUE_HELP,
+    Parser,
+    add_catalogue,
+    add_command,
+    add_constraints,
+    add_header,
+    add_json,
+    add_paths,
+    natural,
+    positive,
+)
 
-CATALOGUE_HELP = (
-    "catalogue: a ComfyUI server (http://HOST:PORT), a .json or .json.gz file (saved, or an "
-    "object_info answer), or the name of a shipped one: embedded, or in data/catalogues"
-)
-PATH_HELP = (
-    "a workflow (.json, in API format or the editor's), a ComfyUI PNG, a .jsonl of workflows, or a "
-    "folder of these"
-)
 GUIDANCE = 1.5
 """Of designs by a model that does not say what it was evaluated with."""
 POLICIES = ("grpo", "sft", "best_fixed", "retrieval", "random")
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line and exit status 2."""
-
-    def __init__(self, *arguments, **options):
-        """As `argparse.ArgumentParser`, without abbreviations: new options would break them."""
-        options.setdefault("formatter_class", Formatter)
-        super().__init__(*arguments, allow_abbrev=False, **options)
-
-    def error(self, message: str) -> NoReturn:
-        """Print one line and exit with status 2."""
-        print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
-        raise SystemExit(2)
-
-
-class Formatter(argparse.RawDescriptionHelpFormatter):
-    """Help with room for option names."""
-
-    def __init__(self, prog: str):
-        """As its parent, with wider columns."""
-        super().__init__(prog, max_help_position=32, width=100)
 
 
 def build_parser() -> Parser:
@@ -58,65 +37,17 @@ def build_parser() -> Parser:
     _add_graphs(commands)
     _add_pictures(commands)
     _add_catalogue(commands)
-    _add_run(commands)
-    _add_registry(commands)
-    _add_artifact(commands)
-    doctor = _command(commands, "doctor", "doctor:doctor", "What is installed, reachable, missing")
-    _catalogue(doctor, required=False)
-    _json(doctor)
+    add_lifecycle(commands)
+    doctor = add_command(
+        commands, "doctor", "doctor:doctor", "What is installed, reachable, missing"
+    )
+    add_catalogue(doctor, required=False)
+    add_json(doctor)
     return parser
-
-
-def _command(commands, name: str, handler: str, summary: str, more: str = "") -> Parser:
-    parser = commands.add_parser(name, help=summary, description=f"{summary}.{more}")
-    parser.set_defaults(handler=handler)
-    return parser
-
-
-def _json(parser: Parser) -> None:
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object on standard output, nothing else"
-    )
-
-
-def _catalogue(parser: Parser, required: bool = True) -> None:
-    parser.add_argument("--catalogue", metavar="FILE|URL", required=required, help=CATALOGUE_HELP)
-    _header(parser)
-
-
-def _header(parser: Parser) -> None:
-    parser.add_argument(
-        "--header",
-        metavar="NAME=VALUE",
-        action="append",
-        default=[],
-        help="header sent to a server, such as a proxy's Authorization; repeatable",
-    )
-
-
-def _constraints(parser: Parser) -> None:
-    parser.add_argument(
-        "--require",
-        metavar="K=V",
-        action="append",
-        default=[],
-        help="an input every workflow must have, such as steps=8 or ckpt_name=NAME; repeatable",
-    )
-    parser.add_argument(
-        "--forbid",
-        metavar="NAME",
-        action="append",
-        default=[],
-        help="a node class or model file no workflow may use; repeatable",
-    )
-
-
-def _paths(parser: Parser) -> None:
-    parser.add_argument("paths", nargs="+", metavar="PATH", help=PATH_HELP)
 
 
 def _add_design(commands) -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "design",
         "design:design",
@@ -130,7 +61,7 @@ def _add_design(commands) -> None:
         help="a registered model: its folder, or models:/NAME/VERSION or models:/NAME@ALIAS; or "
         "the folder of `train_sft` alone (--policy sft, no scores)",
     )
-    _catalogue(parser, required=False)
+    add_catalogue(parser, required=False)
     parser.add_argument(
         "--n",
         metavar="N",
@@ -165,7 +96,7 @@ def _add_design(commands) -> None:
         help="draw from the likeliest tokens that hold this share of probability (all)",
     )
     parser.add_argument("--seed", type=natural, default=0, help="of the designs (%(default)s)")
-    _constraints(parser)
+    add_constraints(parser)
     parser.add_argument(
         "--budget-seconds",
         metavar="S",
@@ -195,54 +126,54 @@ def _add_design(commands) -> None:
     parser.add_argument(
         "--tokens", action="store_true", help="show the tokens of each design, with their meaning"
     )
-    _json(parser)
+    add_json(parser)
 
 
 def _add_graphs(commands) -> None:
-    validate = _command(
+    validate = add_command(
         commands,
         "validate",
         "validate:validate",
         "Check workflows against a catalogue",
         "\nExit status: 0 all valid, 1 problems, 2 usage or unreadable input.",
     )
-    _paths(validate)
-    _catalogue(validate)
-    _json(validate)
+    add_paths(validate)
+    add_catalogue(validate)
+    add_json(validate)
 
-    convert = _command(
+    convert = add_command(
         commands,
         "convert",
         "convert:convert",
         "Convert workflows between the API format and the editor's",
         "\nExit status: 0 all converted, 1 one could not be, 2 usage or unreadable input.",
     )
-    _paths(convert)
+    add_paths(convert)
     convert.add_argument(
         "--to", choices=("api", "ui"), required=True, help="for a server, or for the editor"
     )
-    _catalogue(convert)
+    add_catalogue(convert)
     convert.add_argument(
         "--out", metavar="DIR", required=True, help="folder of the new files; no input is replaced"
     )
-    _json(convert)
+    add_json(convert)
 
-    encode = _command(
+    encode = add_command(
         commands,
         "encode",
         "encode:encode",
         "Write workflows as tokens, and check that decoding gives the same workflow",
         "\nExit status: 0 all exact, 1 one is not, 2 usage or unreadable input.",
     )
-    _paths(encode)
-    _catalogue(encode)
-    _json(encode)
+    add_paths(encode)
+    add_catalogue(encode)
+    add_json(encode)
     _add_sample(commands)
 
 
 def _add_sample(commands) -> None:
-    sample = _command(commands, "sample", "sample:sample", "Draw random valid workflows")
-    _catalogue(sample)
+    sample = add_command(commands, "sample", "sample:sample", "Draw random valid workflows")
+    add_catalogue(sample)
     sample.add_argument("--n", metavar="N", type=positive, required=True, help="how many")
     sample.add_argument(
         "--seed", metavar="S", type=natural, default=0, help="of the draw (%(default)s)"
@@ -256,7 +187,7 @@ def _add_sample(commands) -> None:
         "JSON list of names or one name per line",
     )
     classes.add_argument("--classes", metavar="A,B,...", help="these node classes alone")
-    _constraints(sample)
+    add_constraints(sample)
     sample.add_argument(
         "--like",
         metavar="PATH",
@@ -269,10 +200,10 @@ def _add_sample(commands) -> None:
 
 
 def _add_pictures(commands) -> None:
-    render = _command(
+    render = add_command(
         commands, "render", "pictures:render", "Render workflows with the embedded engine"
     )
-    _paths(render)
+    add_paths(render)
     render.add_argument("--out", metavar="DIR", required=True, help="folder of the pictures")
     render.add_argument(
         "--prompt", metavar="TEXT", help="fills workflows that hold '{prompt}', as `sample` writes"
@@ -287,15 +218,15 @@ def _add_pictures(commands) -> None:
         help="folder with catalogue.json.gz and models/, such as a registered model; default: the "
         "shipped models",
     )
-    _json(render)
+    add_json(render)
 
-    score = _command(commands, "score", "score:score", "Score pictures against a prompt")
+    score = add_command(commands, "score", "score:score", "Score pictures against a prompt")
     score.add_argument("images", nargs="+", metavar="IMAGE", help="a picture, or a folder of them")
     score.add_argument("--prompt", metavar="TEXT", required=True, help="what was asked for")
     score.add_argument(
         "--rubric", metavar="NAME", default="shapes", help="how to score (%(default)s)"
     )
-    _json(score)
+    add_json(score)
 
 
 def _add_catalogue(commands) -> None:
@@ -310,12 +241,12 @@ def _add_catalogue(commands) -> None:
         "catalogue", nargs="?", default="embedded", metavar="FILE|URL", help=CATALOGUE_HELP
     )
     show.set_defaults(handler="catalogues:show")
-    _header(show)
-    _json(show)
+    add_header(show)
+    add_json(show)
     snapshot = actions.add_parser(
         "snapshot", help="save one as .json or .json.gz", description="Save one."
     )
-    _catalogue(snapshot)
+    add_catalogue(snapshot)
     snapshot.add_argument("--out", metavar="FILE", required=True, help=".json or .json.gz")
     snapshot.add_argument(
         "--files",
@@ -342,112 +273,5 @@ def _add_catalogue(commands) -> None:
     diff.add_argument("old", metavar="OLD", help=CATALOGUE_HELP)
     diff.add_argument("new", metavar="NEW", help=CATALOGUE_HELP)
     diff.set_defaults(handler="catalogues:diff")
-    _header(diff)
-    _json(diff)
-
-
-def _add_run(commands) -> None:
-    run = _command(
-        commands,
-        "run",
-        "stages:run",
-        "Run one stage of a recipe",
-        "\nInputs that are not given come from the stages before it, which are run first unless "
-        "the same\nrun was finished already: one round of policy optimisation, where the pipeline "
-        "has two.\n`flowloom run STAGE --recipe NAME --dry-run` shows every field.",
-    )
-    run.add_argument("stage", metavar="STAGE", help="its name, or 'list'")
-    run.add_argument("--recipe", metavar="NAME", default="demo", help="(%(default)s)")
-    run.add_argument(
-        "--set",
-        metavar="FIELD=VALUE",
-        action="append",
-        default=[],
-        dest="assignments",
-        help="replace a field of the stage's configuration, such as lr=1e-3; repeatable",
-    )
-    run.add_argument(
-        "--input",
-        metavar="NAME=PATH",
-        action="append",
-        default=[],
-        help="folder for an input; repeat an input that takes several",
-    )
-    run.add_argument("--dry-run", action="store_true", help="show what would run, and stop")
-    _json(run)
-
-
-def _add_registry(commands) -> None:
-    promote = _command(
-        commands,
-        "promote",
-        "registry:promote",
-        "Make the candidate the champion if the gate lets it pass",
-        " Exit status: 0 promoted, 1 held.",
-    )
-    promote.add_argument(
-        "--version",
-        type=positive,
-        metavar="N",
-        help="a registered version instead of the candidate",
-    )
-    promote.add_argument("--recipe", metavar="NAME", default="demo", help="its gate (%(default)s)")
-    _json(promote)
-    rollback = _command(
-        commands, "rollback", "registry:rollback", "Give the alias champion to an earlier version"
-    )
-    rollback.add_argument(
-        "--to", type=positive, metavar="N", help="version; default: the champion before this one"
-    )
-    _json(rollback)
-
-
-def _add_artifact(commands) -> None:
-    parser = commands.add_parser(
-        "artifact", help="Publish, fetch and verify artifacts", description="Published folders."
-    )
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    publish = actions.add_parser(
-        "publish", help="copy a folder to a remote", description="Print the pointer to its copy."
-    )
-    publish.add_argument("folder", metavar="DIR", help="what to publish")
-    publish.add_argument("--remote", metavar="NAME", default="store", help="(%(default)s)")
-    publish.add_argument("--out", metavar="FILE", help="write the pointer as .dvc or .json, too")
-    fetch = actions.add_parser(
-        "fetch", help="bring one back", description="Every file's digest is checked."
-    )
-    verify = actions.add_parser(
-        "verify",
-        help="compare a folder, or the remote, with a pointer",
-        description="Name each file that differs. Exit status: 0 none, 1 some, 2 it cannot be told",
-    )
-    for command in (fetch, verify):
-        command.add_argument(
-            "pointer", metavar="POINTER", help="a .dvc file, a .json file, or JSON as MLflow has it"
-        )
-        command.add_argument("--remote", metavar="NAME", help="instead of the pointer's own")
-    fetch.add_argument("--into", metavar="DIR", required=True, help="where nothing is yet")
-    verify.add_argument("folder", nargs="?", metavar="DIR", help="the remote's objects if left out")
-    for name, command in actions.choices.items():
-        command.set_defaults(handler=f"artifact:{name}")
-        _json(command)
-
-
-def positive(text: str) -> int:
-    """An integer >= 1."""
-    return _integer(text, 1)
-
-
-def natural(text: str) -> int:
-    """An integer >= 0."""
-    return _integer(text, 0)
-
-
-def _integer(text: str, low: int) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = low - 1
-    if value < low:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected an integer >= {low}")
-    return value
+    add_header(diff)
+    add_json(diff)

@@ -16,7 +16,7 @@ from typing import Any
 
 from flowloom.cli import OK
 from flowloom.cli.output import print_json, print_table
-from flowloom.config import check, parse_assignments, to_dict
+from flowloom.config import check, override, parse_assignments, to_dict
 from flowloom.recipes import stage_config
 from flowloom.runs import is_follower
 from flowloom.stages import STAGES
@@ -45,7 +45,7 @@ def run(parsed: Namespace) -> int:
         return OK
     if parsed.stage not in STAGES:
         raise ValueError(f"stage: got {parsed.stage!r}, expected one of {', '.join(STAGES)}")
-    config = stage_config(parsed.recipe, parsed.stage, parse_assignments(parsed.assignments))
+    config = _config(parsed)
     given = _given(parsed.input)
     if parsed.dry_run:
         return _describe(parsed, config, given)
@@ -70,6 +70,18 @@ def run(parsed: Namespace) -> int:
         before = ", finished before" if result.cached else ""
         print_table(f"{result.stage}: {result.out_dir}{before}", ["metric", "value"], rows)
     return OK
+
+
+def _config(parsed: Namespace) -> Any:
+    """The stage's configuration: of the recipe or another run, with fields replaced."""
+    changes = parse_assignments(parsed.assignments)
+    config = stage_config(parsed.recipe, parsed.stage, None if parsed.config else changes)
+    if parsed.config is None:
+        return config
+    recorded = json.loads(Path(parsed.config).read_text())
+    name = recorded.get("stage") if isinstance(recorded, dict) else None
+    check(name == parsed.stage, f"--config {parsed.config}: stage", name, parsed.stage)
+    return override(override(type(config)(), recorded["config"]), changes)
 
 
 def _make(name: str, recipe: str, done: dict[str, Any]) -> Any:

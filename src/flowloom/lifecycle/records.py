@@ -1,0 +1,378 @@
+"""What is known of a stage's run: from MLflow, and from the run folders of this home.
+
+Both say the same; the tracker also knows the runs of other machines, and a home those that were
+not recorded yet. An artifact is found by its digest, whoever made it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowloom.lifecycle import registry, tracking, versioning
+from flowloom.lifecycle.objects import FOLDER, is_digest, manifest_of, parse_manifest
+from flowloom.lifecycle.versioning import Pointer
+from flowloom.runs import folder_entries, home
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+PINNED = "flowloom.pinned"
+"""Tag of an MLflow run that is kept whatever becomes of it."""
+PACKAGES = "flowloom.packages"
+"""Tag with the versions that a run was made with: JSON, package to version."""
+INPUT = "flowloom.input."
+_RUN_ID = re.compile(r"[0-9a-f]{32}")
+_PAGE = 1000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record:
+    """One run of one stage: the same configuration, inputs, data and code, in any number of turns.
+
+    Recorded for several turns it is still one, with several MLflow runs.
+    """
+
+    stage: str
+    """Name of the stage."""
+    key: str
+    """Name of its run folder: a digest of all that decides the result."""
+    inputs: Mapping[str, tuple[str, ...]]
+    """Digests (or other fixed values) by the input's name."""
+    data: str | None
+    """Digest of `data/`; `None` where it was not versioned."""
+    code: str
+    """Digest of flowloom's source."""
+    digest: str | None = None
+    """Digest of its artifact; `None` while there is none."""
+    pointer: Pointer | None = None
+    """Where its artifact was published."""
+    commit: str | None = None
+    """Git commit of the checkout it ran in."""
+    catalogue: str | None = None
+    """Hash of the catalogue it wrote or read."""
+    packages: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Package versions it was made with, where that was recorded."""
+    run_ids: tuple[str, ...] = ()
+    """MLflow runs, oldest first."""
+    folder: Path | None = None
+    """Its run folder, where this home has it."""
+
+    @property
+    def artifacts(self) -> dict[str, tuple[str, ...]]:
+        """The inputs that are artifacts."""
+        found = {n: tuple(v for v in vs if is_digest(v, FOLDER)) for n, vs in self.inputs.items()}
+        return {name: digests for name, digests in found.items() if digests}
+
+    def __str__(self) -> str:
+        """For a person."""
+        where = self.run_ids[0] if self.run_ids else str(self.folder)
+        return f"{self.stage} ({where})"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What a person asked about."""
+
+    title: str
+    """How to call it."""
+    digest: str | None
+    """Digest of its artifact."""
+    record: Record | None
+    """The run, where one was named."""
+    version: str | None = None
+    """The registered version, where one was named."""
+
+
+class Records:
+    """All runs, found by digest, MLflow run id or folder."""
+
+    def __init__(self, client: MlflowClient | None = None):
+        """Use `client`, or one of the tracker in use."""
+        self._given = client
+        self._known: dict[str, tuple[Record, ...]] = {}
+
+    @functools.cached_property
+    def client(self) -> MlflowClient | None:
+        """The tracker's client, or `None` where nothing was ever recorded."""
+        uri = tracking.tracking_uri()
+        if self._given is not None:
+            return self._given
+        local = uri.startswith("sqlite:///")
+        # Opening a file that is not there would make one.
+        if local and not Path(uri.removeprefix("sqlite:///")).is_file():
+            return None
+        return tracking.connect()
+
+    def subject(self, text: str | None) -> Subject:
+        """What `text` names.
+
+        Args:
+            text: `models:/flow-designer@ALIAS` or `/VERSION` (with or without `models:/`), an
+                MLflow run id, or a run folder; `None` is the champion.
+
+        Raises:
+            ValueError: There is no such thing, or the tracker does not answer.
+        """
+        text = text or registry.CHAMPION_URI
+        name = text.removeprefix("models:/")
+        if re.match(rf"{registry.NAME}[@/]", name) or text.startswith("models:/"):
+            return self._version(name)
+        if (Path(text) / "config.json").is_file():
+            record = read_folder(Path(text).absolute())
+            merged = next((r for r in self.by_digest(record.digest) if r.key == record.key), record)
+            return Subject(title=str(merged), digest=merged.digest, record=merged)
+        if _RUN_ID.fullmatch(text):
+            record = self.by_run_id(text)
+            return Subject(title=f"{record.stage} ({text})", digest=record.digest, record=record)
+        raise ValueError(
+            f"run: got {text!r}, expected an MLflow run id, a run folder or "
+            f"models:/{registry.NAME}@ALIAS"
+        )
+
+    def by_run_id(self, run_id: str) -> Record:
+        """The run that an MLflow run records.
+
+        Raises:
+            ValueError: There is none, or it is of no stage.
+        """
+        if self.client is None:
+            raise ValueError(f"run: got {run_id!r}, but nothing at {tracking.tracking_uri()}")
+        with asked():
+            run = self.client.get_run(run_id)
+        if "flowloom.stage" not in run.data.tags:
+            raise ValueError(f"MLflow run {run_id}: is of no stage, expected the run of one")
+        return self._merged([read_tags(run_id, run.data.tags)])[0]
+
+    def by_digest(self, digest: str | None) -> tuple[Record, ...]:
+        """The runs that made an artifact, the one recorded first in front; empty if none did."""
+        if digest is None:
+            return ()
+        if digest not in self._known:
+            self._known[digest] = tuple(self._merged(self._recorded(digest), digest))
+        return self._known[digest]
+
+    def identity(self, record: Record) -> dict[str, Any]:
+        """The run's `config.json`: stage, configuration, inputs, data and code.
+
+        Raises:
+            ValueError: It is neither in the home nor in MLflow.
+        """
+        if record.run_ids and self.client is not None:
+            with asked(), tempfile.TemporaryDirectory() as folder:
+                path = self.client.download_artifacts(record.run_ids[0], "config.json", folder)
+                return json.loads(Path(path).read_text())
+        if record.folder is None:
+            raise ValueError(f"{record}: got no config.json, expected it in MLflow")
+        return json.loads((record.folder / "config.json").read_text())
+
+    def turn_param(self, record: Record, name: str) -> str | None:
+        """A parameter of the turn that a run was recorded for first."""
+        if self.client is None or not record.run_ids:
+            return None
+        with asked():
+            parent = self.client.get_run(record.run_ids[0]).data.tags.get("mlflow.parentRunId")
+            return self.client.get_run(parent).data.params.get(name) if parent else None
+
+    def search(self, query: str) -> list[Any]:
+        """The MLflow runs that a query finds, oldest first."""
+        if self.client is None:
+            return []
+        with asked():
+            found = self.client.get_experiment_by_name(tracking.EXPERIMENT)
+            if found is None:
+                return []
+            runs, token = [], None
+            while True:
+                page = self.client.search_runs(
+                    [found.experiment_id],
+                    query,
+                    max_results=_PAGE,
+                    order_by=["attributes.start_time ASC"],
+                    page_token=token,
+                )
+                runs += page
+                token = page.token
+                if not token:
+                    return runs
+
+    def _recorded(self, digest: str) -> list[Record]:
+        kind = "tags.`flowloom.kind` = 'stage'"
+        found = self.search(f"{kind} and tags.`flowloom.digest` = '{digest}'")
+        # An engine's own run is joined as it is, and older runs have the pointer alone.
+        found = found or self.search(f"tags.`flowloom.digest` = '{digest}'")
+        found = found or self.search(f"tags.`{versioning.TAG}` LIKE '%{digest}%'")
+        tags = [(run.info.run_id, run.data.tags) for run in found]
+        return [read_tags(run_id, each) for run_id, each in tags if "flowloom.stage" in each]
+
+    def _merged(self, recorded: list[Record], digest: str | None = None) -> list[Record]:
+        """One record per run, of those of the tracker and those of this home."""
+        merged: dict[tuple[str, str], Record] = {}
+        for record in recorded:
+            at = (record.stage, record.key)
+            earlier = merged.get(at)
+            ids = (*earlier.run_ids, *record.run_ids) if earlier else record.run_ids
+            merged[at] = dataclasses.replace(earlier or record, run_ids=ids)
+        for at, record in merged.items():
+            folder = home() / "runs" / record.stage / record.key
+            if (folder / "config.json").is_file():
+                merged[at] = dataclasses.replace(record, folder=folder)
+        for folder in self._local.get(digest or "", ()):
+            at = (folder.parent.name, folder.name)
+            if at not in merged:
+                merged[at] = read_folder(folder)
+        return list(merged.values())
+
+    def _version(self, name: str) -> Subject:
+        from flowloom.lifecycle.registry import NAME
+
+        if self.client is None:
+            raise ValueError(f"models:/{name}: no registry at {tracking.tracking_uri()}")
+        model, _, alias = name.partition("@")
+        number = ""
+        if not alias:
+            model, _, number = name.partition("/")
+        if model != NAME:
+            raise ValueError(f"model: got {name!r}, expected models:/{NAME}@ALIAS or /VERSION")
+        with asked():
+            if alias:
+                number = str(dict(self.client.get_registered_model(NAME).aliases).get(alias, ""))
+            if not number:
+                where = tracking.tracking_uri()
+                raise ValueError(f"models:/{name}: no such alias in {where}")
+            found = self.client.get_model_version(NAME, number)
+        title = f"{NAME} version {number}" + (f" (@{alias})" if alias else "")
+        digest = found.tags.get("flowloom.digest")
+        makers = self.by_digest(digest)
+        mine = [record for record in makers if str(found.run_id) in record.run_ids]
+        chosen = next(iter(mine or makers), None)
+        return Subject(title=title, digest=digest, record=chosen, version=number)
+
+    @functools.cached_property
+    def _local(self) -> dict[str, list[Path]]:
+        """Run folders of this home, by the digest of what they made."""
+        found: dict[str, list[Path]] = {}
+        for path in sorted(home().glob("runs/*/*/result.json")):
+            digest = json.loads(path.read_text())["digest"]
+            found.setdefault(digest, []).append(path.parent)
+        return found
+
+
+def read_tags(run_id: str, tags: Mapping[str, str]) -> Record:
+    """A run as the tags of an MLflow run have it."""
+    pointer = versioning.read_pointer(tags) if versioning.TAG in tags else None
+    inputs = {
+        name.removeprefix(INPUT): tuple(value.split(","))
+        for name, value in sorted(tags.items())
+        if name.startswith(INPUT)
+    }
+    data = tags.get("flowloom.data")
+    return Record(
+        stage=tags["flowloom.stage"],
+        key=tags.get("flowloom.key", ""),
+        inputs=inputs,
+        data=None if data == "untracked" else data,
+        code=tags.get("flowloom.code", ""),
+        digest=tags.get("flowloom.digest") or (pointer.md5 if pointer else None),
+        pointer=pointer,
+        commit=tags.get("mlflow.source.git.commit"),
+        catalogue=tags.get("flowloom.catalogue"),
+        packages=json.loads(tags.get(PACKAGES, "{}")),
+        run_ids=(run_id,),
+    )
+
+
+def read_folder(folder: Path) -> Record:
+    """A run as its folder has it.
+
+    Raises:
+        ValueError: It is no run folder.
+    """
+    try:
+        identity = json.loads((folder / "config.json").read_text())
+        stage, given = identity["stage"], identity["inputs"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(f"{folder}: got no run's config.json, expected a run folder") from None
+    result, pointer = folder / "result.json", folder / "pointer.json"
+    return Record(
+        stage=stage,
+        key=folder.name,
+        inputs={name: tuple(str(value).split(",")) for name, value in sorted(given.items())},
+        data=identity["data"],
+        code=identity["code"],
+        digest=json.loads(result.read_text())["digest"] if result.is_file() else None,
+        pointer=versioning.read_pointer(pointer) if pointer.is_file() else None,
+        folder=folder,
+    )
+
+
+def entries_of(digest: str, record: Record | None = None) -> dict[str, str] | None:
+    """Digest by relative path of a published folder, from wherever its manifest is.
+
+    Args:
+        digest: The folder's.
+        record: The run that made it, if known: its folder, or the remote it was published to.
+
+    Returns:
+        `None` where no manifest of it can be had.
+    """
+    from flowloom.lifecycle import remotes
+
+    if record and record.folder and (record.folder / "out").is_dir():
+        entries = folder_entries(record.folder / "out")
+        if manifest_of(entries)[0] == digest:
+            return {entry["relpath"]: entry["md5"] for entry in entries}
+    named = [record.pointer.remote] if record and record.pointer else []
+    for name in dict.fromkeys([*named, remotes.STORE, remotes.SEED]):
+        try:
+            data = remotes.find(name).read(digest)
+        except ValueError:
+            continue  # the remotes that answer decide
+        if data is not None:
+            return parse_manifest(data, digest)
+    return None
+
+
+def bring(digest: str, makers: tuple[Record, ...], into: Path) -> Path:
+    """Fetch an artifact by its digest from the remote it was published to.
+
+    Raises:
+        ValueError: No remote has it.
+    """
+    published = [record.pointer for record in makers if record.pointer]
+    if published:
+        return versioning.fetch(published[0], into)
+    entries = entries_of(digest)
+    if entries is None:
+        raise ValueError(f"artifact {digest}: got no pointer to it, expected it published")
+    return versioning.fetch(Pointer(digest, 0, len(entries)), into)
+
+
+def first_difference(
+    expected: Mapping[str, str] | None, folder: Path
+) -> versioning.Difference | None:
+    """The first file, by path, that is not as the manifest has it."""
+    got = {entry["relpath"]: entry["md5"] for entry in folder_entries(folder)}
+    for name in sorted({*(expected or {}), *got}):
+        if expected is not None and expected.get(name) != got.get(name):
+            return versioning.Difference(name, expected.get(name), got.get(name))
+    return None
+
+
+@contextmanager
+def asked() -> Iterator[None]:
+    """Turn what MLflow throws into one line for a person."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"tracker {tracking.tracking_uri()}: {first}") from error
