@@ -38,7 +38,9 @@ def interface(component: PythonComponent) -> str:
     for title, fields in (("Inputs", spec.inputs), ("Outputs", spec.outputs)):
         rows = [f"| {title} | Type | Meaning |", "|---|---|---|"]
         for name, field in (fields or {}).items():
-            rows.append(f"| `{name}` | {_type(field)} | {meanings[name]} |")
+            rows.append(
+                f"| `{name}` | {_type(field)} | {meanings.get(name) or field.description} |"
+            )
         parts.append("\n".join(rows))
     return "\n" + "\n\n".join(parts) + f"\n\nImage: `{spec.implementation.container.image}`\n\n"
 

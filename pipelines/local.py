@@ -23,6 +23,7 @@ from typing import Any, Optional
 from rich.console import Console
 
 from flowloom.lifecycle.turns import Turn
+from flowloom.runs import write_json
 
 TAIL_LINES = 25
 
@@ -49,10 +50,9 @@ class StepRunner:
     kfp calls it from two threads where a loop's iterations run at the same time.
     """
 
-    def __init__(self, turn: Turn, console: Console, shown: Mapping[str, str]):
-        """Write logs to the folder of `turn` and progress to `console`; `shown`: `shown_names`."""
+    def __init__(self, turn: Turn, console: Console):
+        """Write logs to the folder of `turn` and progress to `console`."""
         self.turn = turn
-        self.shown = shown
         self.console = console
         self.steps: list[Step] = []
         self._lock = threading.Lock()
@@ -61,13 +61,15 @@ class StepRunner:
         self, full_command: Sequence[str], env_vars: Optional[Mapping[str, str]] = None
     ) -> int:
         """Run the command; returns its exit status."""
-        name = step_name(full_command, self.shown)
+        given = dict(env_vars or {})
+        name = step_name(full_command, given.get("FLOWLOOM_STEP"))
         log_path = self.turn.log_path(name)
         record = self.turn.dir / "steps" / f"{name}.json"
         record.unlink(missing_ok=True)
         started_s = time.perf_counter()
         self._say(f"  ...  {name}")
-        env = {**os.environ, **(env_vars or {}), "FLOWLOOM_STEP": name}
+        own = {"FLOWLOOM_STEP": name, "FLOWLOOM_TURN": self.turn.name}
+        env = {**os.environ, **given, **own}
         # A file and no pipe: a step outlives a killed runner, and the next run finds its work.
         with log_path.open("w") as log:
             status = subprocess.run(
@@ -77,6 +79,7 @@ class StepRunner:
         with self._lock:
             self.steps.append(Step(name, wall_s, status != 0))
         if status:
+            self._leave_failure(name, log_path)
             self._say(f"[red] FAIL[/red]  {name:<24} {wall_s:7.1f} s  {log_path}")
         else:
             cached = record.is_file() and json.loads(record.read_text())["cached"]
@@ -84,42 +87,61 @@ class StepRunner:
             self._say(f"[green] done[/green]  {name:<24} {wall_s:7.1f} s{note}")
         return status
 
+    def _leave_failure(self, name: str, log_path: Path) -> None:
+        """Tell the turn which step stopped it: the first one, if several do."""
+        lines = log_path.read_text().splitlines()
+        failure = {"step": name, "error": lines[-1] if lines else "", "log": str(log_path)}
+        with self._lock:
+            path = self.turn.dir / "failure.json"
+            if not path.is_file():
+                write_json(path, failure)
+
     def _say(self, text: str) -> None:
         with self._lock:
             self.console.print(text, highlight=False, soft_wrap=True)
 
 
-def shown_names(pipeline: Any) -> dict[str, str]:
-    """What the pipeline calls its tasks, by names of the engine's: it numbers repeated ones."""
-    spec = pipeline.pipeline_spec
-    dags = [spec.root.dag, *(component.dag for component in spec.components.values())]
-    return {name: task.task_info.name for dag in dags for name, task in dag.tasks.items()}
+def step_name(full_command: Sequence[str], named: Optional[str] = None) -> str:
+    """The step's name, and its number if it is in a loop.
 
-
-def step_name(full_command: Sequence[str], shown: Mapping[str, str]) -> str:
-    """The step's name, from the path where the engine expects its outputs."""
+    Args:
+        full_command: Its command, which says where the engine expects its outputs.
+        named: What the pipeline calls it; else what the engine does.
+    """
     given = json.loads(full_command[list(full_command).index("--executor_input") + 1])
     path = Path(given["outputs"]["outputFile"])
-    task = shown.get(path.parent.name, path.parent.name).replace("-", "_")
+    task = named or path.parent.name.replace("-", "_")
     loop = re.fullmatch(r"for-loop-\d+-iteration-(\d+)", path.parent.parent.name)
     return f"{task}-{loop[1]}" if loop else task
 
 
+def local_spec(pipeline: Any) -> Any:
+    """What a pipeline is compiled to, without retries: here the same command goes on instead."""
+    from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
+
+    spec = PipelineSpec()
+    spec.CopyFrom(pipeline.pipeline_spec)
+    for dag in (spec.root.dag, *(component.dag for component in spec.components.values())):
+        for task in dag.tasks.values():
+            task.ClearField("retry_policy")
+    return spec
+
+
 def run(
-    pipeline: Callable[..., Any],
+    pipeline: Any,
     arguments: Mapping[str, Any],
     turn: Turn,
     console: Console,
 ) -> list[Step]:
-    """Run every step of `pipeline`.
+    """Run every step of `pipeline`, a pipeline or one loaded from its YAML.
 
     Raises:
         StepError: If one ended with an error.
     """
     from kfp import local
-    from kfp.local import subprocess_task_handler
+    from kfp.local import pipeline_orchestrator, subprocess_task_handler
 
-    runner = StepRunner(turn, console, shown_names(pipeline))
+    runner = StepRunner(turn, console)
     os.environ["FLOWLOOM_TURN"] = turn.name
     os.environ["FLOWLOOM_TRACKING"] = "spool"
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -130,7 +152,7 @@ def run(
             local.init(
                 runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(turn.dir / "kfp")
             )
-            pipeline(**arguments)
+            pipeline_orchestrator.run_local_pipeline(local_spec(pipeline), dict(arguments))
     except Exception as error:
         failed = [step.name for step in runner.steps if step.failed]
         if not failed:

@@ -26,12 +26,17 @@ def show(console: Console, turn: Turn, steps: Sequence[Step], total: float, befo
     """
     records = {record["step"]: record for record in turn.steps()}
     _times(console, steps, records, total, before)
-    evaluation = Path(records["evaluate"]["out"])
-    _comparison(console, json.loads((evaluation / "evaluation.json").read_text()))
-    decision = json.loads((Path(records["promote"]["out"]) / "decision.json").read_text())
-    _verdict(console, decision)
+    evaluation, has_champion = None, turn.champion is not None
+    if "evaluate" in records:
+        evaluation = Path(records["evaluate"]["out"])
+        _comparison(console, json.loads((evaluation / "evaluation.json").read_text()))
+        decision = json.loads((Path(records["promote"]["out"]) / "decision.json").read_text())
+        _verdict(console, decision)
+        has_champion = has_champion or decision["promoted"]
+    elif "tune_generator" in records:
+        _tuned(console, Path(records["tune_generator"]["out"]))
     report = Path(records["report"]["out"]) / "report.html"
-    _places(console, turn, evaluation, report, decision["promoted"] or turn.champion is not None)
+    _places(console, turn, evaluation, report, has_champion)
 
 
 def start_up_share(
@@ -41,7 +46,7 @@ def start_up_share(
 
     Two steps at the same time count both, so this is an upper bound.
     """
-    inside = sum(records[step.name]["stage_s"] for step in steps)
+    inside = sum(records[step.name]["stage_s"] for step in steps if step.name in records)
     return min(1.0, (before + sum(step.wall_s for step in steps) - inside) / total)
 
 
@@ -56,7 +61,10 @@ def _times(
     for title in ("step", "seconds", "start-up", "artifact"):
         table.add_column(title, justify="left" if title in ("step", "artifact") else "right")
     for step in steps:
-        record = records[step.name]
+        record = records.get(step.name)
+        if record is None:  # it makes no artifact
+            table.add_row(step.name, f"{step.wall_s:.1f}", f"{step.wall_s:.1f}", "")
+            continue
         start_s = step.wall_s - record["stage_s"]
         note = "  as before" if record["cached"] else ""
         table.add_row(
@@ -97,12 +105,22 @@ def _verdict(console: Console, decision: dict[str, Any]) -> None:
         console.print(f"  {Check(**check)}", highlight=False, markup=False, soft_wrap=True)
 
 
+def _tuned(console: Console, generator: Path) -> None:
+    curve = json.loads((generator / "curve.json").read_text())
+    before, after = (curve[when]["serve/score"] for when in ("before", "after"))
+    console.print()
+    console.print(
+        f"Score of the generator's pictures: {before:.3f} before, {after:.3f} after tuning",
+        highlight=False,
+    )
+
+
 def _places(
-    console: Console, turn: Turn, evaluation: Path, report: Path, has_champion: bool
+    console: Console, turn: Turn, evaluation: Optional[Path], report: Path, has_champion: bool
 ) -> None:
     # Without a champion, what was trained can still be tried.
     model = "" if has_champion else " --model models:/flow-designer@candidate"
-    pair = picture_pair(evaluation)
+    pair = picture_pair(evaluation) if evaluation else None
     lines = [("report", report.as_uri())]
     if pair:
         prompt, candidate, fixed = pair
@@ -111,13 +129,15 @@ def _places(
             ("  candidate", str(candidate)),
             ("  best fixed", str(fixed)),
         ]
-    lines += [("pictures", str(path)) for path in sorted(evaluation.glob("*.png"))]
+    pictures = sorted(evaluation.glob("*.png")) if evaluation else []
+    lines += [("pictures", str(path)) for path in pictures]
     lines += [
         ("runs", f"mlflow ui --backend-store-uri {tracking.tracking_uri()}"),
         ("logs", str(turn.dir / "logs")),
-        ("try", f'flowloom design "three red circles"{model} --render --out out'),
-        ("", "python -m pipelines run continuous_training --new-turn"),
     ]
+    if evaluation:
+        lines.append(("try", f'flowloom design "three red circles"{model} --render --out out'))
+    lines.append(("again", f"python -m pipelines run {turn.record['pipeline']} --new-turn"))
     console.print()
     for label, text in lines:
         console.print(f"{label:<13} {text}", highlight=False, markup=False, soft_wrap=True)

@@ -10,6 +10,7 @@ def build_pairs(
     catalogue: dsl.Input[dsl.Dataset],
     recipe: str,
     overrides: dict,
+    sources: str,
     pairs: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
 ):
@@ -19,12 +20,13 @@ def build_pairs(
         catalogue: Catalogue with the tuned model files (`publish_generator`).
         recipe: Name of a recipe in `flowloom.recipes`.
         overrides: Fields to replace, by stage, nested as in `config.json`.
+        sources: Digests of code and data (`begin_turn`): the key of the engine's cache.
         pairs: Shards `pairs-*.parquet` (prompt, kind, workflow, fingerprint, split) and a card.
         metrics: Numbers of pairs and prompts.
     """
-    from flowloom import recipes, stages
-    from flowloom.lifecycle.steps import folders, hand_over
+    from flowloom import stages
+    from flowloom.lifecycle.steps import folders, hand_over, step_config
 
-    config = recipes.stage_config(recipe, "build_pairs", overrides.get("build_pairs"))
+    config = step_config("build_pairs", recipe, overrides, sources)
     inputs = folders(catalogue=catalogue)
     hand_over(stages.run("build_pairs", config, inputs), pairs, metrics)

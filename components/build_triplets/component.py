@@ -13,6 +13,7 @@ def build_triplets(
     pairs: dsl.Input[dsl.Dataset],
     recipe: str,
     overrides: dict,
+    sources: str,
     triplets: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
     earlier: Optional[dsl.Input[dsl.Dataset]] = None,
@@ -25,14 +26,15 @@ def build_triplets(
         pairs: Prompt-workflow pairs (`build_pairs`).
         recipe: Name of a recipe in `flowloom.recipes`.
         overrides: Fields to replace, by stage, nested as in `config.json`.
+        sources: Digests of code and data (`begin_turn`): the key of the engine's cache.
         triplets: Shards `triplets-*.parquet`, held-out prompts, the best fixed workflow, a card.
         metrics: Numbers of renders, mean scores.
         earlier: Triplets that a policy's designs join; only with `proposals`.
         proposals: Tuned weights (`train_grpo`) whose designs are rendered.
     """
-    from flowloom import recipes, stages
-    from flowloom.lifecycle.steps import folders, hand_over
+    from flowloom import stages
+    from flowloom.lifecycle.steps import folders, hand_over, step_config
 
-    config = recipes.stage_config(recipe, "build_triplets", overrides.get("build_triplets"))
+    config = step_config("build_triplets", recipe, overrides, sources)
     inputs = folders(catalogue=catalogue, pairs=pairs, earlier=earlier, proposals=proposals)
     hand_over(stages.run("build_triplets", config, inputs), triplets, metrics)

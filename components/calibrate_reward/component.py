@@ -12,8 +12,10 @@ def calibrate_reward(
     members: dsl.Input[list[dsl.Model]],
     recipe: str,
     overrides: dict,
+    sources: str,
     reward: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    summary: dsl.Output[dsl.Markdown],
 ):
     """Standardise the members, choose beta, fit conformal quantiles on prompts held out for it.
 
@@ -23,12 +25,14 @@ def calibrate_reward(
         members: The members (`train_reward`, one folder each).
         recipe: Name of a recipe in `flowloom.recipes`.
         overrides: Fields to replace, by stage, nested as in `config.json`.
+        sources: Digests of code and data (`begin_turn`): the key of the engine's cache.
         reward: Ensemble folder: members, calibration, tokenizer, vocabulary.
         metrics: Coverage, rank correlation.
+        summary: Metrics, digest and run of the stage, for a person.
     """
-    from flowloom import recipes, stages
-    from flowloom.lifecycle.steps import folders, hand_over
+    from flowloom import stages
+    from flowloom.lifecycle.steps import folders, hand_over, step_config
 
-    config = recipes.stage_config(recipe, "calibrate_reward", overrides.get("calibrate_reward"))
+    config = step_config("calibrate_reward", recipe, overrides, sources)
     inputs = folders(catalogue=catalogue, triplets=triplets, members=members)
-    hand_over(stages.run("calibrate_reward", config, inputs), reward, metrics)
+    hand_over(stages.run("calibrate_reward", config, inputs), reward, metrics, summary)

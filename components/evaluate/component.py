@@ -17,6 +17,7 @@ def evaluate(
     overrides: dict,
     evaluation: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
+    summary: dsl.Output[dsl.Markdown],
 ) -> str:
     """Render the designs of every policy on the same held-out prompts and noise, and compare.
 
@@ -31,20 +32,21 @@ def evaluate(
         overrides: Fields to replace, by stage, nested as in `config.json`.
         evaluation: `evaluation.json`, one row per render, picture grids.
         metrics: Mean scores and paired differences.
+        summary: Metrics, digest and run of the stage, for a person.
 
     Returns:
         Version of the champion that was compared; empty if none.
     """
-    from flowloom import recipes, stages
+    from flowloom import stages
     from flowloom.lifecycle.registry import opponent
-    from flowloom.lifecycle.steps import folders, hand_over
+    from flowloom.lifecycle.steps import folders, hand_over, step_config
 
-    config = recipes.stage_config(recipe, "evaluate", overrides.get("evaluate"))
+    config = step_config("evaluate", recipe, overrides)
     inputs = folders(
         catalogue=catalogue, triplets=triplets, designer=designer, adapter=adapter, reward=reward
     )
     compared, folder = opponent(champion)
     if folder:
         inputs["champion"] = folder
-    hand_over(stages.run("evaluate", config, inputs), evaluation, metrics)
+    hand_over(stages.run("evaluate", config, inputs), evaluation, metrics, summary)
     return compared

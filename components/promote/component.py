@@ -28,10 +28,9 @@ def promote(
     """
     from pathlib import Path
 
-    from flowloom import recipes
     from flowloom.lifecycle import registry
-    from flowloom.lifecycle.steps import hand_over
+    from flowloom.lifecycle.steps import hand_over, step_config
 
-    config = recipes.stage_config(recipe, "promote", overrides.get("promote"))
+    config = step_config("promote", recipe, overrides)
     result = registry.decide(config, version, Path(evaluation.path), champion or None)
     hand_over(result, decision, metrics)

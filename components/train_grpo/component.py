@@ -15,8 +15,10 @@ def train_grpo(
     reward: dsl.Input[dsl.Model],
     recipe: str,
     overrides: dict,
+    sources: str,
     adapter: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    summary: dsl.Output[dsl.Markdown],
     start: Optional[dsl.Input[dsl.Model]] = None,
 ):
     """Optimise the designer with GRPO against the frozen reward ensemble; nothing is rendered.
@@ -28,15 +30,17 @@ def train_grpo(
         reward: Calibrated reward ensemble (`calibrate_reward`).
         recipe: Name of a recipe in `flowloom.recipes`.
         overrides: Fields to replace, by stage, nested as in `config.json`.
+        sources: Digests of code and data (`begin_turn`): the key of the engine's cache.
         adapter: Tuned weights of the designer, and designs to render for the next round.
         metrics: Reward, KL, entropy, validity.
+        summary: Metrics, digest and run of the stage, for a person.
         start: Weights of the round before (`train_grpo`) to go on from; else the designer's.
     """
-    from flowloom import recipes, stages
-    from flowloom.lifecycle.steps import folders, hand_over
+    from flowloom import stages
+    from flowloom.lifecycle.steps import folders, hand_over, step_config
 
-    config = recipes.stage_config(recipe, "train_grpo", overrides.get("train_grpo"))
+    config = step_config("train_grpo", recipe, overrides, sources)
     inputs = folders(
         catalogue=catalogue, triplets=triplets, designer=designer, reward=reward, start=start
     )
-    hand_over(stages.run("train_grpo", config, inputs), adapter, metrics)
+    hand_over(stages.run("train_grpo", config, inputs), adapter, metrics, summary)

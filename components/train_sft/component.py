@@ -12,8 +12,10 @@ def train_sft(
     triplets: dsl.Input[dsl.Dataset],
     recipe: str,
     overrides: dict,
+    sources: str,
     designer: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    summary: dsl.Output[dsl.Markdown],
 ):
     """Fine-tune the designer on pairs, then on the best workflow of each prompt.
 
@@ -23,12 +25,14 @@ def train_sft(
         triplets: Prompts, workflows and rendered scores (`build_triplets`).
         recipe: Name of a recipe in `flowloom.recipes`.
         overrides: Fields to replace, by stage, nested as in `config.json`.
+        sources: Digests of code and data (`begin_turn`): the key of the engine's cache.
         designer: Model folder: weights, vocabulary, tokenizer, configuration.
         metrics: Losses in nats per token, validity.
+        summary: Metrics, digest and run of the stage, for a person.
     """
-    from flowloom import recipes, stages
-    from flowloom.lifecycle.steps import folders, hand_over
+    from flowloom import stages
+    from flowloom.lifecycle.steps import folders, hand_over, step_config
 
-    config = recipes.stage_config(recipe, "train_sft", overrides.get("train_sft"))
+    config = step_config("train_sft", recipe, overrides, sources)
     inputs = folders(catalogue=catalogue, pairs=pairs, triplets=triplets)
-    hand_over(stages.run("train_sft", config, inputs), designer, metrics)
+    hand_over(stages.run("train_sft", config, inputs), designer, metrics, summary)

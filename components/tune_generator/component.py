@@ -9,19 +9,23 @@ from components.images import GPU_IMAGE
 def tune_generator(
     recipe: str,
     overrides: dict,
+    sources: str,
     generator: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    summary: dsl.Output[dsl.Markdown],
 ):
     """Raise the score of a generator's pictures: pull its velocity toward the better ones.
 
     Args:
         recipe: Name of a recipe in `flowloom.recipes`.
         overrides: Fields to replace, by stage, nested as in `config.json`.
+        sources: Digests of code and data (`begin_turn`): the key of the engine's cache.
         generator: Tuned checkpoint or LoRA, its record and card, grids before and after, curve.
         metrics: Scores before and after.
+        summary: Metrics, digest and run of the stage, for a person.
     """
-    from flowloom import recipes, stages
-    from flowloom.lifecycle.steps import hand_over
+    from flowloom import stages
+    from flowloom.lifecycle.steps import hand_over, step_config
 
-    config = recipes.stage_config(recipe, "tune_generator", overrides.get("tune_generator"))
-    hand_over(stages.run("tune_generator", config), generator, metrics)
+    config = step_config("tune_generator", recipe, overrides, sources)
+    hand_over(stages.run("tune_generator", config), generator, metrics, summary)

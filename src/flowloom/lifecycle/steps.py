@@ -11,6 +11,9 @@ from typing import Any, Protocol
 
 from flowloom.runs import StageResult, home, write_json
 
+MAX_ROWS = 30
+"""Metrics in the summary of a step."""
+
 
 class Artifact(Protocol):
     """The part of a pipeline engine's output artifact that is used here."""
@@ -109,10 +112,13 @@ def hand_over(
 
 def markdown(result: StageResult) -> str:
     """A stage's result for a person: final metrics, digest, and key of its run folder."""
-    rows = [f"| `{name}` | {value:.6g} |" for name, value in sorted(result.metrics.items())]
+    metrics = sorted(result.metrics.items())
+    rows = [f"| `{name}` | {value:.6g} |" for name, value in metrics[:MAX_ROWS]]
     table = "\n".join(["| metric | value |", "|---|---:|", *rows])
-    key = result.out_dir.parent.name
-    return f"## {result.stage}\n\n{table}\n\nDigest `{result.digest}`, run `{result.stage}/{key}`\n"
+    left = len(metrics) - MAX_ROWS
+    more = f"{left} more in the step's metrics.\n\n" if left > 0 else ""
+    run = f"{result.stage}/{result.out_dir.parent.name}"
+    return f"## {result.stage}\n\n{table}\n\n{more}Digest `{result.digest}`, run `{run}`\n"
 
 
 def _leave_record(result: StageResult) -> None:

@@ -1,0 +1,29 @@
+"""Begin a turn: check its arguments, freeze what it goes by."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+
+from components.images import CPU_IMAGE
+
+
+@dsl.component(base_image=CPU_IMAGE, install_kfp_package=False)
+def begin_turn(pipeline: str, recipe: str, overrides: dict, champion: str) -> NamedTuple(
+    "Begun", [("opponent", str), ("sources", str)]
+):
+    """Check recipe and overrides, freeze the champion, and say which code and data steps use.
+
+    Args:
+        pipeline: Name of the pipeline.
+        recipe: Name of a recipe in `flowloom.recipes`.
+        overrides: Fields to replace, by stage, nested as in `config.json`.
+        champion: Version of the champion; empty if none, `auto` for the one there is now.
+
+    Returns:
+        opponent: Version of the champion to compare with; empty if none.
+        sources: Digests of code and data: with the other inputs they decide what a step makes.
+    """
+    from flowloom.lifecycle import turns
+
+    opponent = turns.begin(pipeline, recipe, overrides, champion)
+    return (opponent, turns.sources())

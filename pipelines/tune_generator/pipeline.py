@@ -1,0 +1,25 @@
+"""Tune a generator for a score, publish it in the catalogue, and report what it does."""
+
+from kfp import dsl
+
+from components.report import report
+from pipelines.generator import tune_and_publish
+from pipelines.resources import cpu_step
+from pipelines.turn import begun, ended
+
+
+@dsl.pipeline(name="tune-generator", description=__doc__)
+def tune_generator(
+    recipe: str = "demo",
+    overrides: dict = {},  # noqa: B006  kfp writes the default into the YAML
+):
+    """Tune a generator; its judgements, before and after, are in the report.
+
+    Args:
+        recipe: Name of a recipe in `flowloom.recipes`.
+        overrides: Fields to replace, by stage, nested as in `config.json`.
+    """
+    with ended():
+        chosen, sourced, _ = begun("tune_generator", recipe, overrides)
+        tuned = tune_and_publish(**sourced).outputs
+        cpu_step(report(generator=tuned["generator"], **chosen))
