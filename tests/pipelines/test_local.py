@@ -10,8 +10,6 @@ Facts pinned:
 import io
 import json
 import re
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from kfp import dsl
@@ -182,47 +180,3 @@ def test_usage_errors_are_one_line(arguments, message, capsys, monkeypatch):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
-
-
-def test_a_server_that_is_not_there_is_one_line(capsys):
-    assert main(["submit", "continuous_training", "--host", "http://127.0.0.1:9"]) == 2
-    assert capsys.readouterr().err.startswith("pipelines: server http://127.0.0.1:9: ")
-
-
-class Server:
-    """A scripted Kubeflow Pipelines server."""
-
-    def __init__(self):
-        self.asked = {}
-
-    def create_experiment(self, name):
-        return SimpleNamespace(experiment_id=f"id of {name}")
-
-    def create_run_from_pipeline_package(self, package, arguments, **options):
-        self.asked = {"package": Path(package).read_text(), "arguments": arguments, **options}
-        return SimpleNamespace(run_id="run-1")
-
-    def create_recurring_run(self, experiment_id, name, **options):
-        package = Path(options.pop("pipeline_package_path")).read_text()
-        self.asked = {"experiment": experiment_id, "name": name, "package": package, **options}
-        return SimpleNamespace(recurring_run_id="job-1")
-
-
-def test_a_server_is_asked_for_runs(monkeypatch, capsys):
-    import pipelines.__main__ as command
-
-    server = Server()
-    monkeypatch.setattr(command, "_client", lambda host: server)
-    assert main(["submit", "continuous_training", "--set", "promote.margin=0.01"]) == 0
-    assert capsys.readouterr().out == "run-1\n"
-    overrides = {"promote": {"margin": 0.01}}
-    # No registry, so no champion: known when the run starts, and frozen.
-    assert server.asked["arguments"] == {"recipe": "demo", "overrides": overrides, "champion": ""}
-    assert server.asked["enable_caching"] is False
-    assert "name: continuous-training" in server.asked["package"]
-
-    assert main(["schedule", "continuous_training", "--cron", "0 30 2 * * *"]) == 0
-    assert capsys.readouterr().out == "job-1\n"
-    # A schedule outlives champions: each run takes the one of its day.
-    assert server.asked["params"]["champion"] == "auto"
-    assert (server.asked["cron_expression"], server.asked["max_concurrency"]) == ("0 30 2 * * *", 1)
