@@ -173,9 +173,7 @@ def test_a_failure_is_recorded(tracked, make_run):
 
 def test_a_killed_stage_is_not_left_running(tracked, make_run, spooled):
     run = make_run(finish=False)
-    tracking._leave(
-        tracking.Entry(str(run.dir), run.stage, "running", "0001", 0),
-    )
+    tracking.Entry(str(run.dir), run.stage, "running", "0001", 0).leave()
     assert tracking.drain(tracking.Recorder(tracked)) == 0
     assert [child.info.status for child in runs_of(tracked)] == ["KILLED"]
 
@@ -201,8 +199,9 @@ def test_a_run_of_the_engine_is_joined(tracked, make_run, monkeypatch):
     monkeypatch.setenv("MLFLOW_RUN_ID", given)
     monkeypatch.setenv("FLOWLOOM_TURN", "0001")
     record(make_run())
-    assert runs_of(tracked) == []
-    joined = tracked.get_run(given)
+    (joined,) = runs_of(tracked)
+    assert joined.info.run_id == given
+    assert runs_of(tracked, "turn") == []
     assert joined.info.status == "RUNNING"
     assert joined.data.params == {"lr": "0.1"}
     assert joined.data.metrics["train/loss"] == 1.0
