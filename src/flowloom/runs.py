@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import hashlib
 import json
@@ -21,12 +22,68 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from flowloom.config import to_dict
+
+_EXPECTED = {
+    errno.ENOSPC: "free space there",
+    errno.EDQUOT: "room in the quota",
+    errno.EFBIG: "no limit on the size of a file",
+    errno.EROFS: "a file system that takes files",
+    errno.EACCES: "permission",
+    errno.EPERM: "permission",
+    errno.ENOTDIR: "a folder",
+}
+"""What a folder must have for what the operating system refused."""
+
+
+class StorageError(ValueError):
+    """A folder takes no more files: full, read-only or barred. The same call may work later."""
+
+
+@contextmanager
+def storing(who: str, folder: Path) -> Iterator[None]:
+    """Have a refusal of the file system said in one line, wherever inside it comes from.
+
+    Args:
+        who: What writes, such as a stage.
+        folder: Where it writes, named if the error does not name a file.
+
+    Raises:
+        StorageError: Instead of such an error, which stays its cause. Others pass.
+    """
+    try:
+        yield
+    except ValueError:  # said already
+        raise
+    except Exception as error:
+        refused = _refusal(error)
+        if refused is None:
+            raise
+        code, text, where = refused
+        raise StorageError(
+            f"{who}: {where or folder}: got {text!r}, expected {_EXPECTED[code]}; "
+            "the same command goes on from here"
+        ) from error
+
+
+def _refusal(error: BaseException | None) -> tuple[int, str, str | None] | None:
+    """Number, text and file of the refusal that `error` is or comes from, if it does."""
+    while error is not None:
+        if isinstance(error, OSError):
+            number, file = error.errno, error.filename2 or error.filename
+        else:
+            # The writers of torch and safetensors are not Python's and say it in words at most.
+            said = re.search(r"os error (\d+)", str(error))
+            number, file = int(said[1]) if said else None, None
+        if number in _EXPECTED:
+            return number, os.strerror(number), str(file) if file else None
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return None
 
 
 def home() -> Path:
@@ -46,18 +103,46 @@ def data_dir() -> Path:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the whole new one."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
-    os.replace(partial, path)
+    with _replaced(path) as partial:
+        partial.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
 def write_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write a training checkpoint so that a kill leaves the old or the new one."""
     import torch
 
+    # A file of Python's: torch's own hides why it could not be written.
+    with _replaced(path) as partial, partial.open("wb") as file:
+        torch.save(dict(state), file)
+
+
+@contextmanager
+def _replaced(path: Path) -> Iterator[Path]:
+    """A file beside `path` that takes its place at the end; after an error nothing is left."""
     partial = path.with_name(path.name + ".partial")
-    torch.save(dict(state), partial)
-    os.replace(partial, path)
+    try:
+        yield partial
+        os.replace(partial, path)
+    except Exception as error:
+        if isinstance(error, OSError) and not error.filename:
+            error.filename = str(path)
+        with suppress(OSError):
+            partial.unlink()
+        raise
+
+
+def _append(path: Path, line: str) -> None:
+    """Add a line, or nothing: a disk that fills up takes the first bytes of what it refuses."""
+    with path.open("ab", buffering=0) as file:
+        size = file.tell()
+        data = line.encode() + b"\n"
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except OSError as error:
+            error.filename = error.filename or str(path)
+            file.truncate(size)
+            raise
 
 
 def file_md5(path: Path) -> str:
@@ -154,14 +239,12 @@ class Run:
 
     def log(self, message: str) -> None:
         """Add a line to `log.txt` and standard error."""
-        with (self.dir / "log.txt").open("a") as file:
-            file.write(message + "\n")
+        _append(self.dir / "log.txt", message)
         print(f"[{self.stage}] {message}", file=sys.stderr, flush=True)
 
     def metric(self, step: int, values: Mapping[str, float]) -> None:
         """Append `values` (by `area/name`) at `step` to `metrics.jsonl`."""
-        with (self.dir / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        _append(self.dir / "metrics.jsonl", json.dumps({"step": step, **values}))
 
     def finish(self, metrics: Mapping[str, float]) -> StageResult:
         """Seal the artifact: rename it into place, then write `result.json`."""
@@ -200,6 +283,9 @@ def open_run(stage: str, config: Any, inputs: Mapping[str, str]) -> Run:
         stage: Name of the stage.
         config: Its resolved configuration.
         inputs: Input name to digest or other fixed value.
+
+    Raises:
+        StorageError: The home folder takes no files.
     """
     identity = {
         "stage": stage,
@@ -209,17 +295,29 @@ def open_run(stage: str, config: Any, inputs: Mapping[str, str]) -> Run:
         "code": code_digest(),
     }
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    run = Run(stage, home() / "runs" / stage / key)
-    if not is_follower():
-        write_json(run.dir / "config.json", identity)
+    folder = home() / "runs" / stage / key
+    with storing(stage, folder):
+        run = Run(stage, folder)
+        if not is_follower():
+            write_json(run.dir / "config.json", identity)
     return run
 
 
 @contextmanager
-def exclusive(run: Run):
-    """Hold the run folder: a second process waits, then finds the work done."""
+def exclusive(run: Run) -> Iterator[None]:
+    """Hold the run folder: a second process waits, then finds the work done.
+
+    Raises:
+        StorageError: A folder that is written to inside takes no more files.
+    """
     import fcntl
 
-    with (run.dir / "lock").open("w") as file:
+    with storing(run.stage, run.dir), (run.dir / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        try:
+            with storing(run.stage, run.dir):
+                yield
+        except StorageError:
+            # The next attempt starts it anew, from the checkpoints in `work`.
+            shutil.rmtree(run.out, ignore_errors=True)
+            raise

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from flowloom.lifecycle.objects import FOLDER, object_key
-from flowloom.runs import data_dir, file_md5, home
+from flowloom.runs import data_dir, file_md5, home, storing
 
 STORE = "store"
 """Where stages publish."""
@@ -220,7 +220,8 @@ class LocalRemote:
                 if not mine:  # a sweep came between making and holding it
                     continue
                 try:
-                    yield path
+                    with storing(f"remote {self.name!r}", self._root):
+                        yield path
                 finally:
                     path.unlink(missing_ok=True)
                 return
