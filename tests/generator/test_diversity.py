@@ -6,8 +6,9 @@ Facts pinned here:
   against itself has the ratio 1.
 - A prompt with fewer than two satisfying pictures on either side counts on neither.
 - Bootstrap intervals have the width that normal theory gives, and a ratio's are paired.
-- Features of the shapes world: 1 for an object moved far, .58 for one of another colour, 0 for
-  noise, and the order of objects does not matter.
+- Features of the shapes world: 1 for an object moved far, .6 for one moved by a cell, .58 for one
+  of another colour, 0 for noise, and the order of objects does not matter.
+- A pyramid's distances are root mean squares of cells of 4 and of 8 pixels, by hand.
 - Errors to clean drawings: 0 on what was drawn, by hand elsewhere.
 """
 
@@ -106,6 +107,9 @@ def test_ratio_without_a_base():
     zero = np.zeros(3)
     assert ratio_interval(zero, zero).mean == 1
     assert ratio_interval(zero + 1, zero).mean == np.inf
+    # A quarter of the resamples have nothing to divide by.
+    half = ratio_interval(np.ones(2), np.array([0.0, 1.0]))
+    assert (half.mean, half.low, half.high) == (2, 1, np.inf)
 
 
 def test_interval_of_a_mean_has_the_width_of_normal_theory():
@@ -114,6 +118,8 @@ def test_interval_of_a_mean_has_the_width_of_normal_theory():
     error = values.std(ddof=1) / 20
     assert standard_error(values) == pytest.approx(error)
     assert standard_error(np.append(values, np.nan)) == pytest.approx(error)
+    assert standard_error(np.array([1.0, 3.0])) == pytest.approx(1)
+    assert standard_error(np.array([1.0])) == 0
     assert found.mean == pytest.approx(values.mean())
     assert found.high - found.mean == pytest.approx(1.96 * error, rel=REL_BOOTSTRAP)
     assert found.mean - found.low == pytest.approx(1.96 * error, rel=REL_BOOTSTRAP)
@@ -153,11 +159,23 @@ def test_noise_is_ignored_and_a_step_of_the_grid_is_not():
     noisy = clean + 0.2 * torch.randn(clean.shape, generator=generator)
     moved = picture(dataclasses.replace(RED_CIRCLE, row=14))
     assert maps_apart(clean, noisy) < ATOL_BLUR
-    assert maps_apart(clean, moved) > 0.5
+    # Two unit bumps of deviation 3 that are 4 pixels apart overlap by exp(-(4 / 3)^2 / 4).
+    by_hand = (1 - np.exp(-((4 / 3) ** 2) / 4)) ** 0.5
+    assert maps_apart(clean, moved) == pytest.approx(by_hand, abs=ATOL_BLUR)
     # A pyramid of means tells them less well apart.
     rows = pyramid([""] * 3, torch.cat([clean, noisy, moved])).features_BF
     near, far = (np.linalg.norm(rows[0] - rows[k]) for k in (1, 2))
     assert near > 0.1 * far
+
+
+@pytest.mark.parametrize(("pixels", "expected"), [(2, 0), (4, 1), (8, 2**0.5), (32, 2**0.5)])
+def test_pyramid_by_hand(pixels, expected):
+    # A checkerboard of these squares, 1 and -1, against nothing: 4 and 8 pixels make a cell.
+    places = torch.arange(32) // pixels
+    board = 1.0 - 2 * ((places[:, None] + places) % 2)
+    pair = torch.stack([board, torch.zeros(32, 32)])[:, None].expand(-1, 3, -1, -1)
+    rows = pyramid(["", ""], pair).features_BF
+    assert np.linalg.norm(rows[0] - rows[1]) == pytest.approx(expected, abs=1e-6)
 
 
 def test_maps_of_a_mirrored_picture_are_mirrored():

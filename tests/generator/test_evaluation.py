@@ -8,7 +8,9 @@ Facts pinned here:
 - Each setting is drawn with its own guidance and steps; noise is a function of seed and row alone,
   so batches change nothing.
 - What was judged survives JSON; seconds are no part of it.
-- Signs of hacking: a held-out reward that fell, errors that grew, values out of range, collapse.
+- Signs of hacking: a held-out reward that fell, errors that grew, values out of range, collapse;
+  what chance allows, or is below the stated bounds, is none.
+- The noise of a judgement is its seed's, that of a grid another; spread is a deviation over seeds.
 - Grids show prompts, the base's row and the tuned one's below it; charts have Student's intervals.
 """
 
@@ -124,6 +126,47 @@ def test_satisfied_is_above_the_threshold():
     assert found.values["tuned/satisfied/share"].tolist() == [0, 0, 1, 0]
     assert found.values["serve/satisfied/share"].tolist() == [0, 1, 1, 0]
     assert np.isnan(found.values["tuned/diversity/satisfied"]).tolist() == [1, 1, 0, 1]
+
+
+def test_out_of_range_is_beyond_both_ends_and_a_little():
+    # Served at twice the level: 1.02, -1.2, 1.04 and 1.06.
+    found = judge_levels([0.51, -0.6, 0.52, 0.53])
+    assert found.values["serve/out_of_range"].tolist() == [0, 1, 0, 1]
+
+
+class Still(Painter):
+    """Leaves the noise as it is."""
+
+    def __init__(self):
+        super().__init__({})
+
+    def with_guidance(self, guidance):
+        return self
+
+    def velocity(self, x_BCHW, t_B, prompts):
+        return torch.zeros_like(x_BCHW)
+
+    base_velocity = velocity
+
+
+def test_noise_is_the_seeds_and_spread_by_hand():
+    for seed in (0, 3):
+        config = dataclasses.replace(CONFIG, num_seeds=3, seed=seed, grid_seeds=3)
+        found = judge(Still(), PROMPTS, config, [BRIGHT], TUNED, look=look)
+        images_PSN = noise((3, 32, 32), 12, (seed, 1)).clamp(-1, 1).numpy().reshape(4, 3, -1)
+        for name in ("serve", "tuned"):
+            spread_P = images_PSN.std(1).mean(1)
+            np.testing.assert_allclose(found.values[f"{name}/spread"], spread_P, atol=ATOL)
+            scores_P = (images_PSN.mean((1, 2)) + 1) / 2
+            np.testing.assert_allclose(found.values[f"{name}/score"], scores_P, atol=ATOL)
+        # A grid does not show the pictures that are judged.
+        rows = np.array(draw_rows(Still(), PROMPTS[:1], config)).reshape(3, -1)
+        assert np.abs(rows - images_PSN[0]).max(1).min() > 1
+
+
+def test_times_are_shifted():
+    assert times(Setting(num_steps=2)) == pytest.approx([1, 0.5, 0])
+    assert times(Setting(num_steps=2, time_shift=3.0)) == pytest.approx([1, 0.75, 0])
 
 
 def test_a_base_against_itself():
@@ -270,6 +313,50 @@ def test_signs_of_hacking():
         base, values=base.values | {"serve/error/shown": base.values["serve/error/shown"] * 1.2}
     )
     assert ["error" in sign for sign in signs_of_hacking(base, grown)] == [True]
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "tuned", "sign"),
+    [
+        # Beyond the prompts' chance, or not.
+        ("score/dark/score", [0.5] * 4, [0.4, 0.4, 0.3, 0.49], "fell"),
+        ("score/dark/score", [0.5] * 4, [0.2, 0.6, 0.4, 0.6], None),
+        ("error/shown", [0.2] * 4, [0.24] * 4, "grew"),
+        ("error/shown", [0.2] * 4, [0.21] * 4, None),
+        ("error/shown", [0.2] * 4, [0.2, 0.2, 0.2, 0.36], None),
+        ("out_of_range", [0.0] * 4, [0.02] * 4, "grew"),
+        ("out_of_range", [0.0] * 4, [0.005] * 4, None),
+        ("out_of_range", [0.0] * 4, [0.0, 0.0, 0.0, 0.1], None),
+        ("diversity/satisfied", [1.0] * 4, [0.75] * 4, "fell"),
+        ("diversity/satisfied", [1.0] * 4, [0.85] * 4, None),
+        ("diversity/satisfied", [1.0] * 4, [0.4, 0.4, 1.0, 1.0], None),
+    ],
+)
+def test_bounds_of_the_signs(name, base, tuned, sign):
+    plain = judge_levels([0.0, 0.2, 0.4, -0.4])
+    sides = [
+        dataclasses.replace(plain, values=plain.values | {f"serve/{name}": np.array(values_P)})
+        for values_P in (base, tuned)
+    ]
+    said = [line.replace(":", "").split(" ")[:2] for line in signs_of_hacking(*sides)]
+    assert said == ([[f"serve/{name}", sign]] if sign else [])
+
+
+def test_words_about_diversity():
+    plain = judge_levels([0.0, 0.2, 0.4, -0.4])
+
+    def apart(satisfied_P, all_P, wrong_P):
+        names = ("satisfied", "all", "wrong")
+        rows = dict(zip(names, map(np.array, (satisfied_P, all_P, wrong_P)), strict=True))
+        values = {f"serve/diversity/{name}": values_P for name, values_P in rows.items()}
+        return dataclasses.replace(plain, values=plain.values | values)
+
+    base = apart([1.0, 1.0, 1.0, np.nan], [2.0] * 4, [1.0] * 4)
+    tuned = apart([0.5, 0.5, 0.5, 1.0], [1.5] * 4, [0.3] * 4)
+    text = "\n".join(describe(base, tuned))
+    assert "satisfy their prompt: 0.50 (0.50 to 0.50) of the base's, 3 prompts counted, 1" in text
+    assert "among all pictures: 0.75 (0.75 to 0.75) of the base's" in text
+    assert "wrong content makes: 0.50 -> 0.20." in text
 
 
 def test_words():

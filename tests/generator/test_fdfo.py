@@ -4,7 +4,9 @@ Facts pinned here:
 - A prompt's pictures are a function of its seed, whatever batch they are drawn in.
 - Permuting the branches of every noise leaves the update the same, for 2 branches and for 3.
 - Losses of ten optimiser steps stay what they are (golden).
-- With `keep_frac` the noises of the largest gaps are trained on; with `train_frac` that share.
+- Loss and logged values by hand, unit by unit: what moved too far either way counts as clipped.
+- With `keep_frac` the noises of the largest gaps are trained on; with `train_frac` that share; both
+  are rounded up, and a gap is that of the row furthest from the mean, better or worse.
 - Guided velocities are as by hand; those of the base do not move with the weights, nor do kept
   texts outlive an optimiser step.
 """
@@ -25,6 +27,7 @@ from flowloom.generator.rollout import Part, Share
 from flowloom.generator.velocity import ShapesFlow, Untuned
 from flowloom.processes import Processes
 from flowloom.shapes import prompts as language
+from tests.generator.test_flow_grpo import TinyFlow
 from tests.generator.tiny import tiny_model
 
 REL_GOLDEN = 1e-3
@@ -114,6 +117,51 @@ def test_shares_of_what_is_trained_on():
     assert set(units_U2[:, 0].tolist()) <= {1, 2}
     whole = FDFO(FDFOConfig(), TIMES).units(method.advantages(rewards_B), np.random.default_rng(0))
     assert sorted(map(tuple, whole.tolist())) == [(p, t) for p in range(4) for t in range(3)]
+    # Half of three noises are two; two fifths of their six units are three.
+    method = FDFO(FDFOConfig(keep_frac=0.5, train_frac=0.4), TIMES)
+    odd_U2 = method.units(method.advantages(rewards_B[:6]), np.random.default_rng(0))
+    assert odd_U2.shape == (3, 2)
+    assert set(odd_U2[:, 0].tolist()) == {1, 2}
+
+
+def test_a_gap_is_that_of_the_row_furthest_from_the_mean():
+    method = FDFO(FDFOConfig(num_branches=4, keep_frac=0.3), TIMES)
+    # The largest of the nearest rows, of the best rows, and of all.
+    advantages_P4 = [[-0.2, -0.2, 0.2, 0.2], [0.45, -0.45, 0, 0], [-0.5, 0.1, 0.2, 0.2]]
+    units_U2 = method.units(torch.tensor(advantages_P4).flatten(), np.random.default_rng(0))
+    assert set(units_U2[:, 0].tolist()) == {2}
+
+
+@pytest.mark.parametrize("num_branches", [2, 3])
+def test_loss_by_hand(num_branches):
+    config = FDFOConfig(num_branches=num_branches, kl_coef=0.7, trust=0.02, churn=0.3)
+    method, K = FDFO(config, TIMES), num_branches
+    paths = method.roll_out(TinyFlow(), ["a", "b", "c"], range(3))
+    advantages_B = method.advantages(paths.images_BCHW.flatten(1).sum(1))
+    units_U2 = np.array([[2, 0], [0, 1], [1, 2], [2, 1], [1, 0]])
+    loss, logged = method.loss(TinyFlow(scale=1.02), paths, advantages_B, units_U2, 6)
+    sums = dict.fromkeys(("surrogate", "drift", "clipped", "pair_rms", "pair_gap"), 0.0)
+    sides = set()
+    for noise, step in units_U2.tolist():
+        images_KCHW = paths.images_BCHW[noise * K : noise * K + K]
+        for row, image in enumerate(images_KCHW, noise * K):
+            dx, dR = image - images_KCHW.mean(0), float(advantages_B[row])
+            d, rms = dx / (dx.square().mean() + config.min_rms**2), float(dx.square().mean().sqrt())
+            c = config.trust / ((rms + 1e-6) * dx.numel() ** 0.5)
+            v = paths.visited.velocities_TBCHW[step, row]
+            rho = float((d.square().mean() - (0.02 * v + d).square().mean()).exp())
+            sums["surrogate"] += -dR * rho + abs(dR) / (2 * c) * (rho - 1) ** 2
+            # The tuned number is 1.02, the base's is 1.
+            sums["drift"] += float((0.02 * v).square().mean())
+            sums["clipped"] += abs(rho - 1) > c
+            sums["pair_rms"] += rms
+            sums["pair_gap"] += 2 * abs(dR)
+            sides.add((rho - 1 > c) - (rho - 1 < -c))
+    assert sides == {-1, 0, 1}
+    means = {f"train/{key}": value / (6 * K) for key, value in sums.items()}
+    assert {key: float(value) for key, value in logged.items()} == pytest.approx(means, rel=1e-4)
+    total = means["train/surrogate"] + 0.7 * means["train/drift"]
+    assert float(loss.detach()) == pytest.approx(total, rel=1e-4)
 
 
 def test_gradient_that_is_not_finite_names_the_step():

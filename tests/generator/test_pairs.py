@@ -8,6 +8,8 @@ Facts pinned here:
   the others; on Gaussian data (D = 16, linear reward, 20 steps) the step in v of 4 branches follows
   E[u u^T] grad R (cosine >= 0.97), closer to grad R than that of as many pictures in pairs.
 - Permuting the branches permutes their signals and nothing else.
+- A rollout is the start and the steps one after another, each with its own fresh noise; without
+  times its steps are equal.
 """
 
 import pytest
@@ -102,6 +104,7 @@ def test_gradient_of_one_pair():
     torch.testing.assert_close(dR, torch.tensor([0.35, -0.35], dtype=torch.float64))
     torch.testing.assert_close(d[0], dx / (dx.square().mean() + 1e-6))
     torch.testing.assert_close(d[1], -d[0])
+    torch.testing.assert_close(rms, dx.square().mean().sqrt().expand(2))
     v_ref = torch.randn(2, *SHAPE, dtype=torch.float64)
     v = v_ref.clone().requires_grad_(True)
     c = pairs.trust_clip(rms, D, trust=1.0)
@@ -137,6 +140,25 @@ def test_noise_of_a_pair_does_not_depend_on_the_batch():
     assert torch.equal(start[1], alone[0])
     assert torch.equal(fresh[:, 2:4], fresh_alone)
     assert not torch.equal(fresh[0, 2], fresh[0, 3])
+
+
+def test_rollout_is_one_step_after_another():
+    flow = GaussianFlow(torch.full(SHAPE, 0.3), torch.full(SHAPE, 0.5))
+    start, fresh = pairs.branch_noise([3, 4], 3, SHAPE, num_branches=3)
+    paths = pairs.roll_out(flow, ["a", "b"], start, fresh, 0.1, [1.0, 0.8, 0.3, 0.0])
+    for row in range(6):
+        x = pairs.churn_start(start[row // 3], fresh[0, row], 0.1)
+        for step, (t, s) in enumerate([(1.0, 0.8), (0.8, 0.3), (0.3, 0.0)]):
+            torch.testing.assert_close(paths.states_TBCHW[step, row], x)
+            v = flow.velocity(x[None], torch.tensor([t]), [""])[0]
+            torch.testing.assert_close(paths.velocities_TBCHW[step, row], v)
+            x = pairs.churn_step(x, v, t, s, fresh[min(step + 1, 2), row], 0.1)
+        torch.testing.assert_close(paths.images_BCHW[row], x)
+    assert paths.times_T.tolist() == pytest.approx([1.0, 0.8, 0.3])
+    equal = pairs.roll_out(flow, ["a", "b"], start, fresh, 0.1)
+    given = pairs.roll_out(flow, ["a", "b"], start, fresh, 0.1, [1.0, 2 / 3, 1 / 3, 0.0])
+    torch.testing.assert_close(equal.images_BCHW, given.images_BCHW)
+    torch.testing.assert_close(equal.times_T, given.times_T)
 
 
 def test_close_pairs_fade_out():
