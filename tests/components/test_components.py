@@ -5,6 +5,9 @@ Facts pinned:
 - a component is a door: at most 30 lines of code, one call of the library, and what it passes on is
   what its inputs are;
 - an optional input is passed on if it is given, and left out if not;
+- a step that works with other code or data than the turn began with is refused;
+- training and evaluation write a summary for a person: metrics, digest, run;
+- the turn begins with a frozen champion, and its end is recorded;
 - its README has the table that its signature gives.
 """
 
@@ -19,12 +22,15 @@ from kfp import dsl
 import flowloom.recipes
 from components.__main__ import FOLDER, load, main, names, problems
 from flowloom import stages
-from flowloom.lifecycle import registry
+from flowloom.lifecycle import registry, turns
 from flowloom.lifecycle.config import GateConfig
+from flowloom.lifecycle.steps import markdown
 from flowloom.runs import StageResult
 
 MAX_LINES = 30
-OPTIONAL = {"triplets", "decision", "training", "earlier", "proposals", "start"}
+OPTIONAL = {
+    "triplets", "decision", "training", "earlier", "proposals", "start", "evaluation", "generator",
+}  # fmt: skip
 """Inputs that a stage can do without and its component may pass on."""
 
 
@@ -81,15 +87,17 @@ def invoke(name, folder, **parameters):
             arguments[key] = {name: {"field": 3.0}}
         elif key == "recipe":
             arguments[key] = "demo"
+        elif key == "sources":
+            arguments[key] = turns.sources()
         else:
-            kinds = (dsl.Dataset, dsl.Model, dsl.Metrics, dsl.HTML)
+            kinds = (dsl.Dataset, dsl.Model, dsl.Metrics, dsl.HTML, dsl.Markdown)
             kind = next(kind for kind in kinds if kind.__name__ in text)
             arguments[key] = artifact(kind, key, folder)
     return function(**arguments), arguments
 
 
 def test_every_stage_has_a_component():
-    assert set(names()) == set(stages.STAGES) | {"register", "promote"}
+    assert set(names()) == set(stages.STAGES) | {"begin_turn", "end_turn", "register", "promote"}
 
 
 @pytest.mark.parametrize("name", names())
@@ -131,7 +139,12 @@ def test_a_stage_gets_its_inputs_and_hands_its_artifact_on(name, calls, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("name", "absent"), [("build_triplets", ("earlier", "proposals")), ("train_grpo", ("start",))]
+    ("name", "absent"),
+    [
+        ("build_triplets", ("earlier", "proposals")),
+        ("train_grpo", ("start",)),
+        ("publish_generator", ("generator",)),
+    ],
 )
 def test_an_input_that_is_not_given_is_left_out(name, absent, calls, tmp_path):
     invoke(name, tmp_path)
@@ -142,12 +155,65 @@ def test_an_input_that_is_not_given_is_left_out(name, absent, calls, tmp_path):
     assert {key for key, field in inputs.items() if field.optional} == set(absent)
 
 
-@pytest.mark.parametrize("given", [True, False])
-def test_the_report_shows_the_rounds_in_order(given, calls, tmp_path):
-    invoke("report", tmp_path, **({} if given else {"start": None}))
-    names = [path.name for path in calls[0][2]["training"]]
-    members = ["member-0", "member-1", "member-2"]
-    assert names == ["designer", *members, *(["start"] if given else []), "adapter"]
+CURVES = ("designer", "members", "start", "adapter")
+
+
+@pytest.mark.parametrize("absent", [(), ("start",), CURVES])
+def test_the_report_shows_the_rounds_in_order(absent, calls, tmp_path):
+    invoke("report", tmp_path, **dict.fromkeys(absent))
+    names = [path.name for path in calls[0][2].get("training", ())]
+    every = ["designer", "member-0", "member-1", "member-2", "start", "adapter"]
+    assert names == [
+        name for name in every if name.split("-")[0].replace("member", "members") not in absent
+    ]
+    assert ("training" in calls[0][2]) == bool(names)
+
+
+@pytest.mark.parametrize("name", ["build_pairs", "train_reward"])
+def test_other_code_than_the_turn_began_with_is_refused(name, calls, tmp_path):
+    more = {"member": 1} if name == "train_reward" else {}
+    message = f"{name}: sources: got code-.*, expected the turn's code-other-data-x"
+    with pytest.raises(ValueError, match=message):
+        invoke(name, tmp_path, sources="code-other-data-x", **more)
+    assert calls == []
+
+
+def test_every_step_that_trains_or_compares_has_a_summary(calls, tmp_path):
+    more = {"train_reward": {"member": 1.0}, "evaluate": {"champion": ""}}
+    told = [name for name in names() if "summary" in (load(name).component_spec.outputs or {})]
+    assert set(told) == {
+        "tune_generator", "train_sft", "train_reward", "calibrate_reward", "train_grpo", "evaluate",
+    }  # fmt: skip
+    for name in told:
+        _, arguments = invoke(name, tmp_path / name, **more.get(name, {}))
+        text = Path(arguments["summary"].path).read_text()
+        assert text.startswith(f"## {name}\n")
+        assert "| `eval/score` | 0.5 |" in text
+        assert text.endswith(f"Digest `d.dir`, run `{name}/run`\n")
+
+
+def test_a_summary_is_short(tmp_path):
+    metrics = {f"m/{number:03}": 1.0 for number in range(40)}
+    result = StageResult("train_sft", tmp_path / "key" / "out", "d.dir", metrics, cached=False)
+    text = markdown(result)
+    assert text.count("\n| `m/") == 30
+    assert "10 more in the step's metrics" in text
+
+
+def test_a_turn_begins_with_what_it_goes_by(monkeypatch):
+    asked = []
+    monkeypatch.setattr(turns, "begin", lambda *given: asked.append(given) or "3")
+    begin = load("begin_turn").python_func
+    assert begin("p", "demo", {}, "auto") == ("3", turns.sources())
+    assert asked == [("p", "demo", {}, "auto")]
+
+
+def test_the_end_of_a_turn_is_recorded(monkeypatch):
+    told = []
+    monkeypatch.setattr(turns, "close", lambda *given: told.append(given))
+    status = SimpleNamespace(state="FAILED", error_message="Task turn failed.")
+    load("end_turn").python_func(status)
+    assert told == [("FAILED", "Task turn failed.")]
 
 
 def test_evaluate_compares_with_the_champion(calls, tmp_path):
@@ -200,5 +266,6 @@ def test_images_are_named_in_one_place():
     for name in names():
         image = load(name).component_spec.implementation.container.image
         (found.gpu if "/gpu:" in image else found.cpu).add(name)
-    assert found.cpu == {"build_pairs", "publish_generator", "register", "promote", "report"}
+    frame = {"begin_turn", "end_turn", "register", "promote", "report"}
+    assert found.cpu == frame | {"build_pairs", "publish_generator"}
     assert found.cpu | found.gpu == set(names())
