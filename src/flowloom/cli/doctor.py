@@ -44,10 +44,12 @@ class Finding:
     """What was found."""
     fix: str = ""
     """What to do where it is not."""
+    needed: bool = True
+    """Whether something does not work without it."""
 
 
 def doctor(parsed: Namespace) -> int:
-    """Look at everything; status 1 where something is missing."""
+    """Look at everything; status 1 where something needed is missing."""
     found = [*_software(), *_data(), *_home(), *_registry()]
     if parsed.catalogue is not None:
         found += _catalogue(parsed.catalogue, parsed.header)
@@ -55,10 +57,16 @@ def doctor(parsed: Namespace) -> int:
     if parsed.json:
         print_json({"findings": [dataclasses.asdict(finding) for finding in findings]})
     else:
-        rows = [["ok" if f.ok else "MISSING", f.name, f.detail, f.fix] for f in findings]
+        rows = [[_mark(f), f.name, f.detail, f.fix] for f in findings]
         columns = ["", "what", "found", "what to do"]
         print_table("flowloom doctor", columns, rows, {"ok": "green", "MISSING": "bold red"})
-    return OK if all(finding.ok for finding in findings) else NO
+    return OK if all(finding.ok or not finding.needed for finding in findings) else NO
+
+
+def _mark(finding: Finding) -> str:
+    if finding.ok:
+        return "ok"
+    return "MISSING" if finding.needed else "none"
 
 
 def _software() -> Iterator[Finding]:
@@ -76,7 +84,8 @@ def _software() -> Iterator[Finding]:
         yield Finding("templates", True, f"{TEMPLATES} not installed; only tests use it")
     yield Finding("processors", True, str(os.cpu_count()))
     git = shutil.which("git")
-    yield Finding("git", git is not None, git or "not found", "install git: runs name their commit")
+    advice = "install git, or set FLOWLOOM_COMMIT: runs name their commit"
+    yield Finding("git", git is not None, git or "not found", advice, needed=False)
 
 
 def _data() -> Iterator[Finding]:
@@ -159,7 +168,7 @@ def _registry() -> Iterator[Finding]:
         return
     yield Finding("registry", True, uri)
     if champion is None:
-        yield Finding("champion", False, "none yet", "make demo")
+        yield Finding("champion", False, "none yet", "make demo", needed=False)
     else:
         detail = f"{registry.NAME} version {champion.version}"
         yield Finding(
