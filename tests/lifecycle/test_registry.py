@@ -2,8 +2,11 @@
 
 Facts pinned:
 - the same parts give the same folder and one version, also when the process died in between;
-- promotion is a compare-and-swap: a champion that changed meanwhile refuses, and is recorded;
+- promotion is a compare-and-swap: a champion that changed meanwhile refuses, and is recorded,
+  also where the other machine shares nothing but the registry;
+- every decision is in the journal with all its numbers, for any machine to read;
 - rollback goes back through champions in order; what was refused was never one;
+- an alias that a person moved is right, one that a dying process left behind is mended;
 - a registered folder comes back byte by byte, and a missing registry gives one line.
 """
 
@@ -12,7 +15,8 @@ import shutil
 
 import pytest
 
-from flowloom.lifecycle import registry
+from flowloom.cli import main
+from flowloom.lifecycle import journal, registry
 from flowloom.lifecycle.config import GateConfig
 from flowloom.lifecycle.gate import gate
 from flowloom.runs import folder_digest, home
@@ -122,21 +126,105 @@ def test_an_evaluation_against_another_opponent_refuses(tracked, three, evaluati
 def test_promoting_the_champion_again_changes_nothing(tracked, three, evaluation):
     decision = gate(evaluation, CONFIG)
     assert registry.promote("1", decision) == registry.promote("1", decision)
-    assert json.loads(tracked.get_registered_model(registry.NAME).tags[registry._STACK]) == ["1"]
+    assert journal.read(tracked).champions == ("1",)
+    assert len(registry.history()) == 1
 
 
 def test_rollback_to_a_named_champion(tracked, three, evaluation):
-    # An alias moved by hand is the truth, whatever the list says.
+    # An alias moved by hand is right, and is recorded like a decision.
     for version in ("1", "2", "3"):
-        champions = [*registry._champions(tracked), version]
-        tracked.set_registered_model_tag(registry.NAME, registry._STACK, json.dumps(champions))
         tracked.set_registered_model_alias(registry.NAME, registry.CHAMPION, version)
-    assert registry._champions(tracked) == ["1", "2", "3"]
+        assert journal.settle(tracked).champion == version
+    assert journal.read(tracked).champions == ("1", "2", "3")
     assert registry.rollback("1") == "1"
-    assert registry._champions(tracked) == ["1"]
-    # A process died between the list and the alias: the alias counts.
-    tracked.set_registered_model_tag(registry.NAME, registry._STACK, '["1", "2"]')
-    assert registry._champions(tracked) == ["1"]
+    assert journal.read(tracked).champions == ("1",)
+    assert aliases(tracked)["champion"] == "1"
+    events = [(row["event"], row["version"], row["previous"]) for row in registry.history()]
+    assert events[:3] == [("moved", "1", None), ("moved", "2", "1"), ("moved", "3", "2")]
+    assert events[3:] == [("rollback", "1", "3")]
+    tracked.delete_registered_model_alias(registry.NAME, registry.CHAMPION)
+    assert journal.settle(tracked).champions == ()
+
+
+def test_a_process_that_died_before_it_moved_the_alias(tracked, three, evaluation):
+    decision = gate(evaluation, CONFIG)
+    journal.append(tracked, journal.PROMOTE, "1", None, decision.reason, decision.rows())
+    assert registry.champion() is None
+    # The same process again finds it done; any other finds the champion changed.
+    assert registry.promote("2", decision).reason == "champion: 1 = none: FAILS"
+    assert registry.champion().version == "1"
+    assert registry.promote("1", decision).promoted
+    assert [row["event"] for row in registry.history()] == ["promote", "refuse"]
+
+
+def test_another_machine_was_faster_between_look_and_leap(tracked, three, evaluation, monkeypatch):
+    decision = gate(evaluation, CONFIG)
+    append = journal.append
+
+    def late(client, *arguments):
+        monkeypatch.setattr(journal, "append", append)
+        append(client, journal.PROMOTE, "2", None, "elsewhere")
+        return append(client, *arguments)
+
+    monkeypatch.setattr(journal, "append", late)
+    refused = registry.promote("1", decision)
+    assert refused.reason == "champion: 2 = none: FAILS"
+    assert registry.champion().version == "2"
+    last = registry.history()[-1]
+    assert (last["event"], last["version"], last["reason"]) == ("refuse", "1", refused.reason)
+    assert last["checks"] == refused.rows()
+    assert tracked.get_model_version(registry.NAME, "1").tags["flowloom.decision"] == "refused"
+
+
+def test_a_decision_is_recorded_with_all_its_numbers(tracked, three, evaluation, capsys):
+    evaluation["paired"]["vs_best_fixed"]["low"] = float("nan")
+    registry.promote("1", gate(evaluation, CONFIG))
+    tags = tracked.get_model_version(registry.NAME, "1").tags
+    (row,) = registry.history()
+    assert json.loads(tags["flowloom.checks"]) == row["checks"]
+    # 6 checks of the gate, one per kind, opponent and champion.
+    assert len(row["checks"]) == 6 + 2 + 2
+    assert row["checks"][0]["value"] == "nan"  # JSON has no such number
+    assert row["checks"][1] == {
+        "name": "held-out prompts", "value": 160, "bound": 100, "rule": ">=", "holds": True
+    }  # fmt: skip
+    assert main(["promote", "--history", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"history": [row]}
+    assert main(["promote", "--history"]) == 0
+    shown = capsys.readouterr().out
+    assert "UTC  refuse version 1 (champion before: none): paired difference" in shown
+    assert "\n  distinct share: +0.1000 >= +0.0020: holds\n" in shown
+
+
+def test_a_journal_is_read_the_same_way_by_all():
+    def entry(number, event, version, expected):
+        return journal.Entry(number, event, version, expected, "", (), 0, True)
+
+    rows = [
+        entry(1, "promote", "1", None),
+        entry(2, "promote", "2", None),  # second: refused
+        entry(3, "promote", "3", "1"),
+        entry(4, "refuse", "4", "3"),
+        entry(5, "rollback", "1", "1"),  # knew of an older champion: nothing
+        entry(6, "rollback", "1", "3"),
+        entry(7, "promote", "5", "1"),  # the champion is again the one it was compared with
+        entry(8, "promote", "5", "1"),  # sent twice
+    ]
+    found = journal.fold(reversed(rows))
+    assert [row.holds for row in found.entries] == [
+        True,
+        False,
+        True,
+        False,
+        False,
+        True,
+        True,
+        False,
+    ]
+    assert [row.previous for row in found.entries] == [None, "1", "1", "3", "3", "3", "1", "5"]
+    assert found.champions == ("1", "5")
+    assert found.entries[1].reason == "champion: 1 = none: FAILS"
+    assert found.entries[7].reason == "it is the champion already"
 
 
 def test_the_promote_stage_writes_its_decision_once(tracked, make_parts):

@@ -74,6 +74,11 @@ def _add_registry(commands) -> None:
         help="a registered version instead of the candidate",
     )
     promote.add_argument("--recipe", metavar="NAME", default="demo", help="its gate (%(default)s)")
+    promote.add_argument(
+        "--history",
+        action="store_true",
+        help="only show every decision so far, on every machine, with its numbers",
+    )
     add_json(promote)
     rollback = add_command(
         commands, "rollback", "registry:rollback", "Give the alias champion to an earlier version"

@@ -1,8 +1,9 @@
-"""`promote` and `rollback`: who designs for those who do not say."""
+"""`promote` and `rollback`: who designs for those who do not say, and why."""
 
 from __future__ import annotations
 
 from argparse import Namespace
+from datetime import UTC, datetime
 
 from flowloom.cli import NO, OK
 from flowloom.cli.output import print_json
@@ -13,6 +14,8 @@ def promote(parsed: Namespace) -> int:
     from flowloom.lifecycle import registry
     from flowloom.recipes import resolve
 
+    if parsed.history:
+        return _history(parsed)
     version = None if parsed.version is None else str(parsed.version)
     version, decision = registry.reconsider(resolve(parsed.recipe).promote, version)
     if parsed.json:
@@ -22,6 +25,26 @@ def promote(parsed: Namespace) -> int:
         for check in decision.checks:
             print(f"  {check}")
     return OK if decision.promoted else NO
+
+
+def _history(parsed: Namespace) -> int:
+    """Every decision on every machine, oldest first, each with the numbers it rests on."""
+    from flowloom.lifecycle import registry
+    from flowloom.lifecycle.gate import Check
+
+    rows = registry.history()
+    if parsed.json:
+        print_json({"history": rows})
+        return OK
+    for row in rows:
+        at = datetime.fromtimestamp(row["at_ms"] / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        before = f"champion before: {row['previous'] or 'none'}"
+        print(
+            f"{at}  {row['event']} version {row['version'] or 'none'} ({before}): {row['reason']}"
+        )
+        for check in row["checks"]:
+            print(f"  {Check(**check)}")
+    return OK
 
 
 def rollback(parsed: Namespace) -> int:

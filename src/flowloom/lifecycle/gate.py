@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,8 +56,11 @@ class Decision:
 
     def to_dict(self) -> dict[str, Any]:
         """The decision as `decision.json` holds it."""
-        checks = [dataclasses.asdict(check) for check in self.checks]
-        return {"promoted": self.promoted, "opponent": self.opponent, "checks": checks}
+        return {"promoted": self.promoted, "opponent": self.opponent, "checks": self.rows()}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The checks as JSON holds them; a number that is none becomes its name."""
+        return [_row(check) for check in self.checks]
 
 
 def gate(evaluation: Mapping[str, Any], config: GateConfig) -> Decision:
@@ -114,6 +118,14 @@ def _get(value: Mapping[str, Any], *path: str) -> Any:
             raise ValueError(f"evaluation.json: got no {where!r}, expected what the gate checks")
         value = value[name]
     return value
+
+
+def _row(check: Check) -> dict[str, Any]:
+    row = dataclasses.asdict(check)
+    return {
+        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }
 
 
 def _text(value: float | int | str) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flowloom import __version__
+from flowloom.lifecycle.model_card import card, count_data
 from flowloom.runs import data_md5, input_digest, write_json
 
 
@@ -70,36 +71,8 @@ def build_model_folder(out: Path, parts: Mapping[str, Path]) -> None:
     if "guidance" in evaluation:
         record["guidance"] = evaluation["guidance"]
     write_json(out / "config.json", record)
-    (out / "card.md").write_text(_card(record, evaluation))
-
-
-def _card(record: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
-    lines = [
-        "# flow-designer",
-        "",
-        "Turns a prompt into the text-to-image workflow that draws it best, from what is in",
-        "`catalogue.json.gz`. Use: `flowloom design PROMPT --model FOLDER --render`.",
-        "",
-        "## Rendered score on held-out prompts",
-        "",
-        "| policy | mean | standard error |",
-        "|---|---|---|",
-    ]
-    for name, row in sorted(evaluation["policies"].items()):
-        lines.append(f"| {name} | {row['mean']:.4f} | {row['se']:.4f} |")
-    lines += [
-        "",
-        "| candidate against | difference | 95 % interval | prompts |",
-        "|---|---|---|---|",
-    ]
-    for name, row in sorted(evaluation["paired"].items()):
-        interval = f"{row['low']:+.4f} to {row['high']:+.4f}"
-        opponent = name.removeprefix("vs_")
-        lines.append(f"| {opponent} | {row['mean']:+.4f} | {interval} | {row['n']} |")
-    lines += ["", "## Made from", ""]
-    lines += [f"- {name}: `{digest}`" for name, digest in sorted(record["made_from"].items())]
-    lines += [f"- catalogue hash: `{record['catalogue']}`", f"- data: `{record['data']}`", ""]
-    return "\n".join(lines)
+    data = count_data(parts["triplets"])
+    (out / "card.md").write_text(card(record, evaluation, data))
 
 
 def _require(source: Path) -> None:

@@ -1,0 +1,49 @@
+"""Many processes that promote at once: `python -m tests.lifecycle.race homes|home VERSION...`.
+
+Forked from one that has imported MLflow but not yet connected, so that they start together.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from flowloom.lifecycle import registry, tracking
+from flowloom.lifecycle.config import GateConfig
+from flowloom.lifecycle.gate import gate
+
+TRIES = 3
+
+
+def main(arguments):
+    apart, versions = arguments[0] == "homes", arguments[1:]
+    import mlflow.tracking.client  # noqa: F401
+    import sqlalchemy.dialects.sqlite  # noqa: F401
+
+    evaluation = json.load(sys.stdin)
+    root, uri = Path(os.environ["FLOWLOOM_HOME"]), tracking.tracking_uri()
+    starting, start = os.pipe()
+    children = []
+    for number, version in enumerate(versions):
+        child = os.fork()
+        if child:
+            children.append(child)
+            continue
+        os.close(start)
+        status = 1
+        try:
+            if apart:  # a machine of its own: nothing is shared but the tracker
+                os.environ["FLOWLOOM_HOME"] = str(root / f"machine-{number}")
+            os.environ["MLFLOW_TRACKING_URI"] = uri
+            os.read(starting, 1)
+            decision = registry.promote(version, gate(evaluation, GateConfig()))
+            status = 0 if decision.promoted else 2
+        finally:
+            os._exit(status)
+    os.close(start)
+    statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    print(json.dumps(statuses))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
