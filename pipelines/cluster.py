@@ -22,6 +22,8 @@ POLL_S = 5.0
 OUTAGE_S = 600.0
 """Seconds that a server may be away while its run is waited for."""
 
+INTERRUPTED = 130
+"""Exit status of a command that was interrupted at the keyboard."""
 FAILED = ("FAILED", "CANCELED")
 ENDED = ("SUCCEEDED", "SKIPPED", *FAILED)
 RUN_MARK = re.compile(r"flowloom run ([0-9a-f]{16})\b")
@@ -112,7 +114,7 @@ def version_ids(server: Server, job: Job) -> tuple[str, str]:
             path = Path(folder) / f"{job.pipeline}.yaml"
             path.write_bytes(job.package)
             what, call = f"uploading version {job.version}", uploads.upload_pipeline_version
-            given = {"name": job.version, "pipelineid": ident}
+            given = {"name": job.version, "display_name": job.version, "pipelineid": ident}
             there = server.create(what, version, call, str(path), **given)
     return ident, ident_of(server, there.pipeline_version_id)
 
@@ -251,7 +253,7 @@ def interruptible(run: Any, say: Say) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         say(f"run {run.display_name}: goes on; the same command waits again")
-        raise
+        raise SystemExit(INTERRUPTED) from None
 
 
 def mark_of(pattern: re.Pattern, thing: Any) -> Optional[str]:

@@ -136,6 +136,7 @@ class KfpServer:
 
     def _upload(self, query, body):
         things = {k: v for k, v in self.versions.items() if v["pipeline_id"] == query["pipelineid"]}
+        assert query["name"] == query["display_name"]
         made = {"display_name": query["name"], "pipeline_id": query["pipelineid"]}
         status, version = self._make(things, "pipeline_version_id", unique=True)(query, made)
         if status == 200:

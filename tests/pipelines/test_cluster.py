@@ -13,7 +13,6 @@ Facts pinned:
 - errors are one line; cron has five fields or six.
 """
 
-
 import pytest
 import yaml
 
@@ -230,6 +229,18 @@ def test_waiting_ends_at_its_limit(kfp_server, capsys):
     assert "RUNNING after 0.05 s of waiting; it goes on" in capsys.readouterr().err
 
 
+def test_an_interrupted_wait_leaves_the_run(kfp_server, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cluster, "wait", interrupt)
+    with pytest.raises(SystemExit) as ended:
+        main([*SUBMIT, "--wait"])
+    assert ended.value.code == cluster.INTERRUPTED
+    name = only(kfp_server.runs)["display_name"]
+    assert f"run {name}: goes on; the same command waits again\n" in capsys.readouterr().out
+
+
 def test_waiting_survives_an_outage_but_not_for_ever(kfp_server, capsys, monkeypatch):
     kfp_server.script("RUNNING", "SUCCEEDED")
     kfp_server.fault("GET", "/runs/", status=503, times=10)
@@ -247,16 +258,16 @@ FAULTS = {
     "cut off": {"drop": True},
     "cut off after it was done": {"drop": True, "done": True},
     "gateway timed out after it was done": {"status": 504, "done": True},
-    "slow, and done after the client left": {"delay_s": 0.3, "done": True},
+    "slow, and done after the client left": {"delay_s": 1.0, "done": True},
 }
-SLOW = (2.0, 0.1)
-"""Timeouts shorter than the slow answer; the pauses add up to more than it."""
+SLOW = (2.0, 0.5)
+"""Timeouts shorter than the slow answer; the pauses add up to more than it takes."""
 
 
 @pytest.fixture
 def impatient(monkeypatch):
     monkeypatch.setattr(servers, "TIMEOUTS_S", SLOW)
-    monkeypatch.setattr(servers, "PAUSES_S", (0.1, 0.2, 0.4))
+    monkeypatch.setattr(servers, "PAUSES_S", (0.3, 0.6, 0.9))
 
 
 @pytest.mark.parametrize("fault", FAULTS)
