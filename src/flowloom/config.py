@@ -42,18 +42,25 @@ def override(config: ConfigT, changes: Mapping[str, Any], where: str = "") -> Co
     """
     fields = {field.name: field for field in dataclasses.fields(config)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(type(config))
-    values = {}
+    values, derived = {}, {}
     for name, value in changes.items():
         path = f"{where}{name}"
         if name not in fields:
             raise ValueError(f"{path}: unknown field, expected one of {', '.join(sorted(fields))}")
         current = getattr(config, name)
-        if dataclasses.is_dataclass(current) and isinstance(value, Mapping):
+        if not fields[name].init:
+            derived[name] = value
+        elif dataclasses.is_dataclass(current) and isinstance(value, Mapping):
             start = _variant(current, hints[name], value)
             values[name] = override(start, value, f"{path}.")
         else:
             values[name] = _coerce(value, hints[name], path)
-    return dataclasses.replace(config, **values)  # type: ignore[type-var]
+    result = dataclasses.replace(config, **values)  # type: ignore[type-var]
+    for name, value in derived.items():
+        # It follows from other fields, and a `config.json` has it too.
+        got = getattr(result, name)
+        check(got == value, f"{where}{name}", value, f"{got!r}, which follows from other fields")
+    return result
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:

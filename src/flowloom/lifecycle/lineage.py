@@ -58,7 +58,7 @@ class Lineage:
         records = [artifact.makers[0] for artifact in self.artifacts.values() if artifact.makers]
         return {
             "roots": list(self.roots),
-            "artifacts": [_row(item) for item in reversed(self.artifacts.values())],
+            "artifacts": [_row(item) for item in reversed(list(self.artifacts.values()))],
             "data": sorted({record.data or "untracked" for record in records}),
             "code": sorted({record.code for record in records}),
             "commits": sorted({record.commit for record in records if record.commit}),
@@ -98,7 +98,7 @@ def trace(
             makers = (chosen, *(record for record in makers if record.key != chosen.key))
         opened[digest] = Artifact(digest=digest, makers=makers, followed=followed)
         waiting.append((digest, followed, True))
-        for name, inputs in reversed(opened[digest].inputs.items()):
+        for name, inputs in reversed(list(opened[digest].inputs.items())):
             waiting += [(item, name != OPPONENT, False) for item in reversed(inputs)]
     return Lineage(roots=tuple(digests), artifacts=done)
 

@@ -16,9 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowloom.lifecycle import registry, tracking, versioning
+from flowloom.lifecycle import mlflow_tree, versioning
 from flowloom.lifecycle.objects import FOLDER, is_digest, manifest_of, parse_manifest
+from flowloom.lifecycle.spool import tracking_uri
 from flowloom.lifecycle.versioning import Pointer
+from flowloom.lifecycle.versions import CHAMPION_URI, NAME, aliases
 from flowloom.runs import folder_entries, home
 
 if TYPE_CHECKING:
@@ -102,14 +104,14 @@ class Records:
     @functools.cached_property
     def client(self) -> MlflowClient | None:
         """The tracker's client, or `None` where nothing was ever recorded."""
-        uri = tracking.tracking_uri()
+        uri = tracking_uri()
         if self._given is not None:
             return self._given
         local = uri.startswith("sqlite:///")
         # Opening a file that is not there would make one.
         if local and not Path(uri.removeprefix("sqlite:///")).is_file():
             return None
-        return tracking.connect()
+        return mlflow_tree.connect()
 
     def subject(self, text: str | None) -> Subject:
         """What `text` names.
@@ -121,9 +123,9 @@ class Records:
         Raises:
             ValueError: There is no such thing, or the tracker does not answer.
         """
-        text = text or registry.CHAMPION_URI
+        text = text or CHAMPION_URI
         name = text.removeprefix("models:/")
-        if re.match(rf"{registry.NAME}[@/]", name) or text.startswith("models:/"):
+        if re.match(rf"{NAME}[@/]", name) or text.startswith("models:/"):
             return self._version(name)
         if (Path(text) / "config.json").is_file():
             record = read_folder(Path(text).absolute())
@@ -133,8 +135,7 @@ class Records:
             record = self.by_run_id(text)
             return Subject(title=f"{record.stage} ({text})", digest=record.digest, record=record)
         raise ValueError(
-            f"run: got {text!r}, expected an MLflow run id, a run folder or "
-            f"models:/{registry.NAME}@ALIAS"
+            f"run: got {text!r}, expected an MLflow run id, a run folder or models:/{NAME}@ALIAS"
         )
 
     def by_run_id(self, run_id: str) -> Record:
@@ -144,7 +145,7 @@ class Records:
             ValueError: There is none, or it is of no stage.
         """
         if self.client is None:
-            raise ValueError(f"run: got {run_id!r}, but nothing at {tracking.tracking_uri()}")
+            raise ValueError(f"run: got {run_id!r}, but nothing at {tracking_uri()}")
         with asked():
             run = self.client.get_run(run_id)
         if "flowloom.stage" not in run.data.tags:
@@ -186,7 +187,7 @@ class Records:
         if self.client is None:
             return []
         with asked():
-            found = self.client.get_experiment_by_name(tracking.EXPERIMENT)
+            found = self.client.get_experiment_by_name(mlflow_tree.EXPERIMENT)
             if found is None:
                 return []
             runs, token = [], None
@@ -231,10 +232,8 @@ class Records:
         return list(merged.values())
 
     def _version(self, name: str) -> Subject:
-        from flowloom.lifecycle.registry import NAME
-
         if self.client is None:
-            raise ValueError(f"models:/{name}: no registry at {tracking.tracking_uri()}")
+            raise ValueError(f"models:/{name}: no registry at {tracking_uri()}")
         model, _, alias = name.partition("@")
         number = ""
         if not alias:
@@ -243,9 +242,9 @@ class Records:
             raise ValueError(f"model: got {name!r}, expected models:/{NAME}@ALIAS or /VERSION")
         with asked():
             if alias:
-                number = str(dict(self.client.get_registered_model(NAME).aliases).get(alias, ""))
+                number = aliases(self.client).get(alias, "")
             if not number:
-                where = tracking.tracking_uri()
+                where = tracking_uri()
                 raise ValueError(f"models:/{name}: no such alias in {where}")
             found = self.client.get_model_version(NAME, number)
         title = f"{NAME} version {number}" + (f" (@{alias})" if alias else "")
@@ -360,8 +359,10 @@ def first_difference(
 ) -> versioning.Difference | None:
     """The first file, by path, that is not as the manifest has it."""
     got = {entry["relpath"]: entry["md5"] for entry in folder_entries(folder)}
-    for name in sorted({*(expected or {}), *got}):
-        if expected is not None and expected.get(name) != got.get(name):
+    if expected is None:
+        return None
+    for name in sorted(expected.keys() | got.keys()):
+        if expected.get(name) != got.get(name):
             return versioning.Difference(name, expected.get(name), got.get(name))
     return None
 
@@ -375,4 +376,4 @@ def asked() -> Iterator[None]:
         yield
     except MlflowException as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"tracker {tracking.tracking_uri()}: {first}") from error
+        raise ValueError(f"tracker {tracking_uri()}: {first}") from error

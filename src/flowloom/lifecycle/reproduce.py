@@ -30,7 +30,7 @@ from flowloom.lifecycle.records import (
     entries_of,
     first_difference,
 )
-from flowloom.lifecycle.tracking import flatten
+from flowloom.lifecycle.run_facts import flatten
 from flowloom.runs import home
 
 REGISTER = "register"
@@ -55,12 +55,12 @@ class Outcome:
     """Key of the recorded run."""
     expected: str
     """Digest of its artifact then."""
-    got: str
-    """Digest of the artifact now."""
+    got: str | None
+    """Digest of the artifact now; `None` where the stage failed."""
     seconds: float
     """How long it took, with start-up."""
     difference: str | None = None
-    """The first file that differs, with both digests."""
+    """The first file that differs, with both digests; or why the stage failed."""
 
     @property
     def equal(self) -> bool:
@@ -170,7 +170,7 @@ def reproduce(
             out, got = _repeat({**identity, "config": config}, inputs, folder, fresh)
             outcome = _compared(record, out, got, time.perf_counter() - started_s)
             outcomes.append(outcome)
-            new = _new_fields(record, out, config)
+            new = _new_fields(record, out, config) if got else []
             for line in new:
                 say(f"not as it was: {line}")
             changes += new
@@ -228,8 +228,8 @@ def _input(records: Records, digest: str, made: dict[str, Path], fresh: Path) ->
 
 def _repeat(
     identity: Mapping[str, Any], inputs: Mapping[str, list[Path]], folder: Path, fresh: Path
-) -> tuple[Path, str]:
-    """Run a stage in a process of its own; its artifact and digest."""
+) -> tuple[Path, str | None]:
+    """Run a stage in a process of its own; its artifact and digest, or why it failed and `None`."""
     (folder / "config.json").write_text(json.dumps(identity))
     stage = identity["stage"]
     if stage == REGISTER:
@@ -249,7 +249,8 @@ def _repeat(
         )
     if done.returncode:
         tail = (folder / "stderr").read_text().splitlines()[-LOG_TAIL_LINES:]
-        raise ValueError(f"{stage}: failed here: {' | '.join(tail)}")
+        (folder / "failed").write_text(" | ".join(tail))
+        return folder / "failed", None
     answer = json.loads((folder / "stdout").read_text().splitlines()[-1])
     return Path(answer["out"]), answer["digest"]
 
@@ -263,10 +264,12 @@ def _new_fields(record: Record, out: Path, config: Mapping[str, Any]) -> list[st
     return [f"{where}: {name}: got {got}, the run had {had}" for name, got, had in found]
 
 
-def _compared(record: Record, out: Path, got: str, seconds: float) -> Outcome:
+def _compared(record: Record, out: Path, got: str | None, seconds: float) -> Outcome:
     expected = str(record.digest)
     difference = None
-    if got != expected:
+    if got is None:
+        difference = out.read_text()
+    elif got != expected:
         found = first_difference(entries_of(expected, record), out)
         difference = str(found) if found else f"no remote has the manifest {expected}"
     return Outcome(
@@ -278,6 +281,8 @@ def _compared(record: Record, out: Path, got: str, seconds: float) -> Outcome:
 def _told(outcome: Outcome) -> str:
     if outcome.equal:
         return f"equal: {outcome.stage}: {outcome.got} ({outcome.seconds:.0f} s)"
+    if outcome.got is None:
+        return f"failed here: {outcome.stage}: {outcome.difference}"
     return (
         f"different: {outcome.stage}: got {outcome.got}, expected {outcome.expected}; "
         f"first: {outcome.difference}"

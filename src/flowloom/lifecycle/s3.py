@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import datetime
 import hashlib
 import io
 import math
@@ -16,7 +17,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,10 @@ PART_BYTES = 8 << 20
 MAX_PARTS = 10_000
 """S3 takes no more parts of an object."""
 CHUNK_BYTES = 1 << 20
+REFRESH_S = 3600.0
+"""Seconds after which an object that a publisher finds is made young again."""
+MAX_COPY_BYTES = 5 << 30
+"""S3 copies no larger object in one request."""
 MISSING = ("404", "NoSuchKey", "NotFound")
 UNFINISHED_UNKNOWN = ("AccessDenied", "NotImplemented", "MethodNotAllowed")
 """Answers of servers that do not tell which uploads are unfinished: a new one is begun."""
@@ -73,11 +78,10 @@ class S3Remote:
                 if _code(error) in MISSING:
                     return False
                 raise
-        tag, sealed = found["ETag"].strip('"'), found.get("ServerSideEncryption", "AES256")
-        # The tag of what came in one piece and is not encrypted with another key is its MD5.
-        if is_digest(tag) and sealed == "AES256" and tag != digest.removesuffix(FOLDER):
+        if not _is_whole(found, digest.removesuffix(FOLDER)) or found["ContentLength"] != size:
             return False
-        return found["ContentLength"] == size
+        age_s = time.time() - found["LastModified"].timestamp()
+        return self._renew(digest) if age_s > REFRESH_S and size <= MAX_COPY_BYTES else True
 
     def put(self, digest: str, source: Path) -> None:
         """See `Remote`."""
@@ -91,13 +95,15 @@ class S3Remote:
             with self._errors():
                 try:
                     self._put_parts(digest, source, size)
-                    return
                 except self._client.exceptions.ClientError as error:
-                    # Another publisher of this object finished first, or a rule ended the upload.
-                    if self.has(digest, size):
-                        return
-                    if _code(error) != "NoSuchUpload":
-                        raise
+                    # Another publisher of this object finished first, or the answer to our own
+                    # request was lost, or a rule ended the upload.
+                    if not self.has(digest, size):
+                        if _code(error) != "NoSuchUpload":
+                            raise
+                        continue
+                self._end_others(digest)
+                return
         raise UnreachableError(f"{self._said()}: {source}: the upload was ended {ATTEMPTS} times")
 
     def put_manifest(self, digest: str, data: bytes) -> None:
@@ -125,9 +131,15 @@ class S3Remote:
 
     def read(self, digest: str) -> bytes | None:
         """See `Remote`."""
-        with self._errors():
-            found = self._open(digest)
-            return None if found is None else found.read()
+        for attempt in range(ATTEMPTS):
+            try:
+                with self._errors():
+                    found = self._open(digest)
+                    return None if found is None else found.read()
+            except UnreachableError:  # it broke off
+                if self._stopped.is_set() or attempt == ATTEMPTS - 1:
+                    raise
+        raise AssertionError("unreachable")
 
     def digest_of(self, digest: str) -> str | None:
         """See `Remote`."""
@@ -141,6 +153,35 @@ class S3Remote:
                 self._go_on()
         return hasher.hexdigest() + (FOLDER if digest.endswith(FOLDER) else "")
 
+    def listed(self, prefix: str) -> Iterator[tuple[str, int, datetime.datetime]]:
+        """Key below the remote's place, bytes and time of change of every object below `prefix`."""
+        with self._errors():
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._bucket, Prefix=self._prefix + prefix
+            )
+            for page in pages:
+                for item in page.get("Contents", ()):
+                    key = item["Key"].removeprefix(self._prefix)
+                    yield key, item["Size"], item["LastModified"]
+
+    def remove(self, digest: str, before: datetime.datetime) -> bool:
+        """Delete an object unless it was written or renewed since; says whether it did.
+
+        S3 cannot delete on a condition: for the moment between the two requests a publisher could
+        renew what is then deleted, so `before` must be long ago.
+        """
+        with self._errors():
+            try:
+                found = self._client.head_object(**self._at(digest))
+            except self._client.exceptions.ClientError as error:
+                if _code(error) in MISSING:
+                    return False
+                raise
+            if found["LastModified"] > before:
+                return False
+            self._client.delete_object(**self._at(digest))
+            return True
+
     def sweep(self) -> None:
         """See `Remote`. Unfinished uploads are gone on with; a rule of the bucket ends old ones."""
 
@@ -148,10 +189,41 @@ class S3Remote:
         """See `Remote`."""
         self._stopped.set()
 
-    def _put_bytes(self, digest: str, data: bytes) -> None:
-        check = _content_md5(hashlib.md5(data, usedforsecurity=False).digest())
+    def _renew(self, digest: str) -> bool:
+        """Have an object's age begin anew; `False` if it was deleted meanwhile."""
+        at = self._at(digest)
         with self._errors():
-            self._client.put_object(**self._at(digest), Body=data, ContentMD5=check)
+            try:
+                # S3 copies an object to itself only where something about it changes.
+                self._client.copy_object(**at, CopySource=at, MetadataDirective="REPLACE")
+            except self._client.exceptions.ClientError as error:
+                if _code(error) in MISSING:
+                    return False
+                if _code(error) != "AccessDenied":  # no right to replace: nor to delete it
+                    raise
+        return True
+
+    def _put_bytes(self, digest: str, data: bytes) -> None:
+        md5 = hashlib.md5(data, usedforsecurity=False)
+        with self._errors():
+            self._send(self._client.put_object, data, md5.digest(), self._at(digest))
+
+    def _send(
+        self, call: Callable[..., dict[str, Any]], data: bytes, md5: bytes, place: dict[str, Any]
+    ) -> str:
+        """Send bytes until they arrive as they are; returns the server's tag of them."""
+        for _ in range(ATTEMPTS):
+            self._go_on()
+            try:
+                answer = call(**place, Body=data, ContentMD5=base64.b64encode(md5).decode())
+            except self._client.exceptions.ClientError as error:
+                if _code(error) != "BadDigest":
+                    raise
+                continue
+            # Not every server compares what came with Content-MD5.
+            if _is_whole(answer, md5.hex()):
+                return answer["ETag"]
+        raise UnreachableError(f"{self._said()}: {place['Key']}: arrived damaged {ATTEMPTS} times")
 
     def _put_parts(self, digest: str, source: Path, size: int) -> None:
         at = self._at(digest)
@@ -168,14 +240,8 @@ class S3Remote:
                 part = hashlib.md5(data, usedforsecurity=False)
                 tag = there.get(number)
                 if tag is None or tag.strip('"') != part.hexdigest():
-                    self._go_on()
-                    tag = self._client.upload_part(
-                        **at,
-                        UploadId=upload,
-                        PartNumber=number,
-                        Body=data,
-                        ContentMD5=_content_md5(part.digest()),
-                    )["ETag"]
+                    place = {**at, "UploadId": upload, "PartNumber": number}
+                    tag = self._send(self._client.upload_part, data, part.digest(), place)
                 parts.append({"PartNumber": number, "ETag": tag})
         if whole.hexdigest() != digest:
             self._client.abort_multipart_upload(**at, UploadId=upload)
@@ -186,15 +252,26 @@ class S3Remote:
 
     def _unfinished(self, digest: str) -> str | None:
         """The upload of this object that somebody began and did not finish."""
+        return next(reversed(self._uploads(digest)), None)
+
+    def _uploads(self, digest: str) -> list[str]:
         at = self._at(digest)
         try:
             found = self._client.list_multipart_uploads(Bucket=at["Bucket"], Prefix=at["Key"])
         except self._client.exceptions.ClientError as error:
             if _code(error) in UNFINISHED_UNKNOWN:
-                return None
+                return []
             raise
-        uploads = [u["UploadId"] for u in found.get("Uploads", ()) if u["Key"] == at["Key"]]
-        return uploads[-1] if uploads else None
+        return [u["UploadId"] for u in found.get("Uploads", ()) if u["Key"] == at["Key"]]
+
+    def _end_others(self, digest: str) -> None:
+        """End uploads of an object that is there: one may have been begun without our knowing.
+
+        Another publisher that is in one of them finds the object there.
+        """
+        for upload in self._uploads(digest):
+            with contextlib.suppress(self._client.exceptions.NoSuchUpload):
+                self._client.abort_multipart_upload(**self._at(digest), UploadId=upload)
 
     def _parts(self, digest: str, upload: str) -> dict[int, str]:
         pages = self._client.get_paginator("list_parts").paginate(
@@ -288,5 +365,10 @@ def _code(error: Any) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
-def _content_md5(digest: bytes) -> str:
-    return base64.b64encode(digest).decode()
+def _is_whole(answer: Mapping[str, Any], md5: str) -> bool:
+    """Whether an object or a part is what was sent, as far as its tag can tell.
+
+    That of what came in one piece and is not encrypted with another key is its MD5.
+    """
+    tag, sealed = answer["ETag"].strip('"'), answer.get("ServerSideEncryption", "AES256")
+    return not is_digest(tag) or sealed != "AES256" or tag == md5

@@ -6,15 +6,15 @@ Whoever reproduces a run is told this first: it is why the result may differ.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from flowloom.lifecycle import remotes, versioning
 from flowloom.lifecycle.objects import parse_manifest
+from flowloom.lifecycle.packages import installed
 from flowloom.lifecycle.records import Record, Records, asked
-from flowloom.lifecycle.tracking import MAX_TEXT, flatten
+from flowloom.lifecycle.run_facts import MAX_TEXT, flatten
 from flowloom.lifecycle.versioning import Difference
 from flowloom.runs import code_digest, data_dir, data_md5, folder_entries
 
@@ -147,20 +147,9 @@ def _catalogue(records: Records, made: Sequence[Record]) -> Iterator[str]:
 def _packages(made: Sequence[Record]) -> Iterator[str]:
     for record in made:
         for name, expected in sorted(record.packages.items()):
-            got = _version(name)
+            got = installed(name)
             if got != expected:
                 yield f"package {name}: got {got}, expected {expected}"
-
-
-def _version(package: str) -> str:
-    if package == "python":
-        import platform
-
-        return platform.python_version()
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "none"
 
 
 def _key(identity: Mapping[str, Any]) -> str:
