@@ -136,3 +136,20 @@ def test_line_chart_skips_what_is_not_finite():
     (points,) = re.findall(r'points="([^"]+)"', svg)
     assert len(points.split()) == 2
     assert line_chart({"x": [(0, float("inf"))]}, "step") == ""
+
+
+def test_a_page_shows_what_there_is(tmp_path, evaluation_dir, generator_dir):
+    tuned = _write(tmp_path, "tuned", generator=generator_dir)
+    assert "report of a tuned generator" in tuned
+    assert "a designer can choose it" in tuned
+    assert "Policies compared" not in tuned
+    assert "Validity and honesty" not in tuned
+    designed = _write(tmp_path, "designed", evaluation=evaluation_dir)
+    assert "A generator tuned by FDFO" not in designed
+    assert "beats the best fixed workflow" in designed
+    for text in (tuned, designed):
+        tags = _Tags()
+        tags.feed(text)
+        assert tags.open == []
+    with pytest.raises(ValueError, match="report: got neither evaluation nor generator"):
+        _write(tmp_path, "nothing")

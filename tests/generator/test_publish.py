@@ -212,3 +212,9 @@ def test_the_card_says_how_it_was_made_and_how_it_is_used(run, tmp_path):
         'from_pretrained("some/sd3.5-medium")', "Not measured.",
     ):  # fmt: skip
         assert said in text, said
+
+
+def test_without_a_generator_the_catalogue_is_as_it_was(world, tmp_path):
+    catalogue, out = publish(world, None, tmp_path / "none", "checkpoint")
+    assert catalogue.hash == Catalogue.load(world / CATALOGUE_FILE).hash
+    assert [path.name for path in out.iterdir()] == [CATALOGUE_FILE]

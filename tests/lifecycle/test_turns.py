@@ -5,6 +5,8 @@ Facts pinned:
 - the champion is asked for once, when a turn starts, and never changes in it;
 - a turn asked for by its number is the latest or the next, and the next is started once;
 - one process at a time works on a turn;
+- on a cluster the turn has the engine's run's name: its first step freezes the champion, once, and
+  its end and error are in the record and in the tracking run, a mistaken recipe too;
 - a step's artifact points to the run folder, or is copied where the engine stores artifacts.
 """
 
@@ -138,3 +140,46 @@ def test_inputs_become_folders(tmp_path):
         "a": tmp_path / "1",
         "members": [tmp_path / "1", tmp_path / "2"],
     }
+
+
+@pytest.fixture
+def on_a_cluster(tracked, monkeypatch):
+    """A client of the tracker."""
+    monkeypatch.setenv("FLOWLOOM_TURN", "run-7")
+    monkeypatch.delenv("FLOWLOOM_TRACKING", raising=False)
+    return tracked
+
+
+def test_a_turn_on_a_cluster_is_recorded(on_a_cluster, monkeypatch):
+    from flowloom.lifecycle import registry, tracking
+
+    monkeypatch.setattr(registry, "champion", lambda: SimpleNamespace(version="3"))
+    assert turns.begin("continuous_training", "smoke", {}, "auto") == "3"
+    monkeypatch.setattr(registry, "champion", lambda: SimpleNamespace(version="4"))
+    assert turns.begin("continuous_training", "smoke", {}, "auto") == "3"
+    assert turns.latest() is None  # turns of this machine are counted apart
+    turns.close("FAILED", "Task turn failed.")
+    record = turns.load("run-7").record
+    assert (record["status"], record["champion"]) == ("failed", "3")
+    assert record["outcome"] == {"state": "FAILED", "error": "Task turn failed."}
+    (run,) = on_a_cluster.search_runs([tracking.experiment(on_a_cluster)])
+    assert run.info.status == "FAILED"
+    assert run.data.params["recipe"] == "smoke"
+    assert run.data.tags["flowloom.error"] == "Task turn failed."
+
+
+def test_a_mistaken_recipe_is_the_turns_failure(on_a_cluster):
+    with pytest.raises(ValueError, match="recipe: got 'huge', expected one of"):
+        turns.begin("continuous_training", "huge", {}, "")
+    turns.close("FAILED", None)
+    assert turns.load("run-7").record["status"] == "failed"
+
+
+def test_a_turn_of_this_machine_keeps_its_champion(monkeypatch):
+    turn = turns.open_turn(FIELDS, lambda: "7")
+    monkeypatch.setenv("FLOWLOOM_TURN", turn.name)
+    assert turns.begin("continuous_training", "smoke", {}, "auto") == "7"
+    monkeypatch.delenv("FLOWLOOM_TURN")
+    assert turns.begin("continuous_training", "smoke", {}, "") == ""
+    turns.close("SUCCEEDED", None)  # belongs to no turn: there is nothing to record
+    assert turns.load("0001").record["status"] == "new"

@@ -2,17 +2,19 @@
 
 Facts pinned:
 - each step has a log file of its own, iterations of a loop are told apart, a component that is used
-  again has the name that the pipeline shows, the console is left to two lines per step;
-- a failed step ends the turn with its name and its log;
+  again or in a sub-pipeline has the name that the pipeline gives it, the console is left to two
+  lines per step;
+- a failed step ends the turn with its name and its log, is not tried again, and the exit handler
+  knows it;
+- a pipeline loaded from its YAML runs like the one it was compiled from;
 - errors of usage are one line and exit status 2.
 """
 
 import io
 import json
-import re
 
 import pytest
-from kfp import dsl
+from kfp import compiler, components, dsl
 from rich.console import Console
 
 from flowloom.lifecycle import turns
@@ -41,15 +43,36 @@ def add(numbers: dsl.Input[list[dsl.Dataset]]):
     print(f"total {total}")
 
 
+@dsl.component(base_image="any", install_kfp_package=False)
+def tell(status: dsl.PipelineTaskFinalStatus):
+    """Record the end, as `end_turn` does."""
+    from flowloom.lifecycle import turns
+
+    turns.close(status.state, status.error_message)
+
+
+def named(task, name):
+    task.set_retry(1, backoff_duration="600s")
+    # On a cluster the engine's run; here the runner says which turn it is.
+    return task.set_env_variable("FLOWLOOM_STEP", name).set_env_variable("FLOWLOOM_TURN", "run-7")
+
+
+@dsl.pipeline(name="again")
+def again(fail: bool):
+    """Double a number in a sub-pipeline."""
+    with dsl.ParallelFor([7]) as number:
+        doubled = named(double(number=number, fail=fail), "double_round_2")
+    named(add(numbers=dsl.Collected(doubled.outputs["out"])), "add_round_2")
+
+
 @dsl.pipeline(name="tiny")
 def tiny(fail: bool = False):
     """Double some numbers and add them."""
-    with dsl.ParallelFor([1, 2, 3]) as number:
-        doubled = double(number=number, fail=fail)
-    add(numbers=dsl.Collected(doubled.outputs["out"]))
-    with dsl.ParallelFor([7]) as number:
-        tripled = double(number=number, fail=fail).set_display_name("double-round-2")
-    add(numbers=dsl.Collected(tripled.outputs["out"])).set_display_name("add-round-2")
+    with dsl.ExitHandler(tell()):
+        with dsl.ParallelFor([1, 2, 3]) as number:
+            doubled = named(double(number=number, fail=False), "double")
+        named(add(numbers=dsl.Collected(doubled.outputs["out"])), "add")
+        again(fail=fail)
 
 
 @pytest.fixture
@@ -59,21 +82,29 @@ def turn(monkeypatch):
     return turns.open_turn(dict.fromkeys(turns.KEY_FIELDS, "x"), lambda: None)
 
 
-def test_steps_run_and_write_their_logs(turn, capfd):
+@pytest.mark.parametrize("loaded", [False, True])
+def test_steps_run_and_write_their_logs(loaded, turn, capfd, tmp_path):
+    pipeline = tiny
+    if loaded:
+        compiler.Compiler().compile(tiny, str(tmp_path / "tiny.yaml"))
+        pipeline = components.load_component_from_file(str(tmp_path / "tiny.yaml"))
+        capfd.readouterr()
     console = Console(file=io.StringIO(), width=200)
-    steps = local.run(tiny, {}, turn, console)
+    steps = local.run(pipeline, {}, turn, console)
     first, second = ["double-0", "double-1", "double-2"], ["double_round_2-0"]
-    assert {step.name for step in steps} == {"add", "add_round_2", *first, *second}
-    assert len(steps) == 6
+    assert {step.name for step in steps} == {"add", "add_round_2", "tell", *first, *second}
+    assert len(steps) == 7
     assert not any(step.failed for step in steps)
     assert "doubling 3 in turn 0001" in turn.log_path("double-2").read_text()
+    assert "doubling 7 in turn 0001" in turn.log_path("double_round_2-0").read_text()
     assert "total 12" in turn.log_path("add").read_text()
     assert "total 14" in turn.log_path("add_round_2").read_text()
     shown = console.file.getvalue()
-    assert shown.count("done") == 6
+    assert shown.count("done") == 7
     assert "doubling" not in shown
     assert capfd.readouterr() == ("", "")  # kfp's own output went to a file
     assert "finished with status" in turn.log_path("kfp").read_text()
+    assert turns.load("0001").record["outcome"] == {"state": "SUCCEEDED", "error": None}
 
 
 def test_a_failed_step_is_named_with_its_log(turn):
@@ -81,24 +112,34 @@ def test_a_failed_step_is_named_with_its_log(turn):
         local.run(tiny, {"fail": True}, turn, Console(file=io.StringIO(), width=200))
     message = str(caught.value)
     assert "ValueError: loss: got nan at step 3" in message
-    # Either loop may be the first to fail.
-    assert re.search(r"step double(_round_2)?-\d failed", message.splitlines()[-1])
+    assert "step double_round_2-0 failed" in message.splitlines()[-1]
     assert str(turn.dir / "logs") in message.splitlines()[-1]
+    turn.mark("failed")  # as the command does
+    record = turns.load("0001").record
+    assert record["status"] == "failed"
+    assert record["outcome"] == {
+        "state": "FAILED",
+        "step": "double_round_2-0",
+        "error": "ValueError: loss: got nan at step 3",
+        "log": str(turn.log_path("double_round_2-0")),
+    }
+    turn.mark("running")  # what is over is over
+    assert not (turn.dir / "failure.json").exists()
+    assert not (turn.dir / "outcome.json").exists()
 
 
 @pytest.mark.parametrize(
-    ("path", "name"),
+    ("path", "named", "name"),
     [
-        ("/r/tiny-1/add/executor_output.json", "add"),
-        ("/r/tiny-1/train-sft/executor_output.json", "train_sft"),
-        ("/r/tiny-1/for-loop-2-iteration-1/train-reward/executor_output.json", "train_reward-1"),
-        ("/r/tiny-1/train-grpo-2/executor_output.json", "train_grpo_round_2"),
+        ("/r/tiny-1/add/executor_output.json", None, "add"),
+        ("/r/tiny-1/train-sft/executor_output.json", None, "train_sft"),
+        ("/r/tiny-1/for-loop-2-iteration-1/train-reward/x.json", "train_reward", "train_reward-1"),
+        ("/r/tiny-1/train-grpo-2/x.json", "train_grpo_round_2", "train_grpo_round_2"),
     ],
 )
-def test_a_step_is_named_by_where_its_outputs_go(path, name):
+def test_a_step_is_named_by_the_pipeline_and_its_loop(path, named, name):
     given = json.dumps({"outputs": {"outputFile": path}})
-    shown = {"train-sft": "train-sft", "train-grpo-2": "train-grpo-round-2"}
-    assert local.step_name(["sh", "-c", "x", "--executor_input", given], shown) == name
+    assert local.step_name(["sh", "-c", "x", "--executor_input", given], named) == name
 
 
 def test_start_up_is_what_the_stages_did_not_use():
