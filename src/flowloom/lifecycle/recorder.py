@@ -95,7 +95,7 @@ class Recorder:
             print(f"[tracking] {path.name}: {entry.dir} is gone", file=sys.stderr)
             path.unlink()
             return
-        # No process is there for the whole of a turn that an engine runs: its steps say how it ends.
+        # No process holds a turn that an engine runs: its last step says how it ends.
         going = entry.status == "running" and not (entry.stage == TURN and entry.by_engine)
         if going and not entry.alive():
             entry, going = _of_the_dead(entry, folder), False

@@ -24,6 +24,7 @@ from flowloom.lifecycle.objects import (
     by_digest,
     is_digest,
     manifest_of,
+    md5_of,
     parse_manifest,
     read_folder,
 )
@@ -234,6 +235,8 @@ def dvc_file(pointer: Pointer, path: str) -> str:
 def _manifest(remote: Remote, pointer: Pointer) -> dict[str, str]:
     said = f"remote {remote.name!r} ({remote.place})"
     data = remote.read(pointer.md5)
+    if data is not None and md5_of(data) != pointer.md5.removesuffix(FOLDER):
+        data = remote.read(pointer.md5)  # it may have been damaged on the way only
     if data is None:
         raise ValueError(f"{said}: got no manifest {pointer.md5}, expected it published there")
     try:
@@ -270,8 +273,7 @@ def _land(remote: Remote, digest: str, relpaths: list[str], landing: Path) -> No
         there = target
 
 
-def _bring(remote: Remote, digest: str, relpath: str, partial: Path) -> None:
-    resumed = partial.exists()
+def _bring(remote: Remote, digest: str, relpath: str, partial: Path, again: bool = True) -> None:
     said = f"remote {remote.name!r} ({remote.place}): {relpath}"
     if not remote.get(digest, partial):
         raise ValueError(f"{said}: got no object {digest}, expected it published there")
@@ -279,8 +281,8 @@ def _bring(remote: Remote, digest: str, relpath: str, partial: Path) -> None:
     if got != digest:
         size = partial.stat().st_size
         partial.unlink()
-        if resumed:  # what an earlier call left may be the damaged part
-            return _bring(remote, digest, relpath, partial)
+        if again:  # the damage may have come on the way, or be in what an earlier call left
+            return _bring(remote, digest, relpath, partial, again=False)
         raise ValueError(
             f"{said}: object {digest}: got {size} bytes of digest {got}, expected {digest}: damaged"
         )
