@@ -151,6 +151,8 @@ class Recorder:
             "flowloom.turn": str(entry.turn),
             "flowloom.status": entry.status,
         }
+        outcome = record.get("outcome", {})
+        tags |= {f"flowloom.{k}": str(outcome[k]) for k in ("step", "error") if outcome.get(k)}
         if entry.commit:
             tags["mlflow.source.git.commit"] = entry.commit
         self._log_tags(run, tags)
