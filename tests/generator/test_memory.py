@@ -3,10 +3,12 @@
 Weights, adapters, gradients and AdamW's state are counted exactly. What a forward pass keeps for
 backward is within 5 % of the bytes that autograd is really given to save, and the peak of a
 training pass, with and without checkpoints, within 5 % of what the same pass allocates on a CPU.
-Published layouts have their published numbers of weights. What does not fit is refused in one line
-with the parts and a cure; the single-GPU recipes fit.
+A run's passes are those of its rows, positions and guidance. Published layouts have their published
+numbers of weights. What does not fit is refused in one line with the parts and a cure; the
+single-GPU recipes fit.
 """
 
+import dataclasses
 import types
 
 import pytest
@@ -15,7 +17,7 @@ from diffusers import SD3Transformer2DModel
 
 from flowloom.generator import memory, pairs, sd3_layout, source
 from flowloom.generator.adapters import Adapter
-from flowloom.generator.config import FlowGRPOConfig, TuneGeneratorConfig
+from flowloom.generator.config import FDFOConfig, FlowGRPOConfig, TuneGeneratorConfig
 from flowloom.generator.lora_config import LoRAConfig
 from flowloom.generator.memory import Estimate, check_fits, estimate
 from flowloom.generator.sd3_config import SD3Config
@@ -142,13 +144,35 @@ def test_rows_guidance_checkpoints_and_types():
     assert stored["adapters"] == small["adapters"]
 
 
+@pytest.mark.parametrize("kl_coef", [0.0, 0.1])
+def test_passes_are_of_the_configured_rows_and_positions(kl_coef):
+    sd3 = dataclasses.replace(run_config().sd3, gradient_checkpointing=False, decode_batch_size=3)
+    config = run_config(sd3=sd3, guidance=2.0, method=FDFOConfig(kl_coef=kl_coef))
+    parts = estimate(config, SMALL).phases
+    meta = memory.build_transformer(SMALL, torch.float32)
+    adapter, shape, positions = Adapter(meta, LORA, 0), (4, 8, 8), 77 + 24
+    sampled, trained = parts["sample and score"], parts["train"]
+    # Guidance doubles the rows: four of a draw, the two branches of one unit.
+    assert sampled["sampling pass"] == memory.sampling_bytes(meta, 8, shape, positions)
+    passes = [memory.training_bytes(meta, adapter, 4, shape, positions, b) for b in (False, True)]
+    assert passes[0] < passes[1]
+    assert trained["training pass"] == passes[kl_coef > 0]
+    vae = memory.build_vae(SMALL)
+    assert sampled["decoding pass"] == memory.decoding_bytes(vae, 3, shape)
+
+
 def test_rows_of_a_pass_and_states_of_the_host():
     assert memory.rows_per_pass(run_config(units_per_pass=3)) == 6
     grpo = FlowGRPOConfig(group_size=4)
     assert memory.rows_per_pass(run_config(units_per_pass=3, method=grpo)) == 3
     assert memory.rows_per_pass(run_config(units_per_pass=None)) == 8 * 4 // 4
-    found = estimate(run_config(), SMALL, rewards={"a": 30, "b": 12}, num_processes=2)
+    assert memory.rows_per_pass(run_config(units_per_pass=None, num_minibatches=3)) == 11
+    # Three noises over two processes: one of them has two, which are four pictures.
+    config = run_config(images_per_epoch=6)
+    found = estimate(config, SMALL, rewards={"a": 30, "b": 12}, num_processes=2)
     assert found.host["paths"] == 4 * 4 * 2 * (4 * 8 * 8) * 4
+    assert found.host["latents"] == 2 * 4 * (4 * 8 * 8) * 4
+    assert found.host["pictures"] == 2 * 4 * (3 * 64 * 64) * 4
     assert found.phases["sample and score"]["rewards"] == 42
 
 

@@ -134,6 +134,24 @@ def test_simple_times_are_the_shifted_equal_ones():
     scheduler.set_timesteps(sigmas=[1 - i / 40 for i in range(40)])
     times = torch.tensor(schedule("simple", 40, shift=sd3.TIME_SHIFT))
     torch.testing.assert_close(times, scheduler.sigmas, **EXACT)
+    # Shifted by 3: t' = 3 t / (1 + 2 t).
+    assert schedule("simple", 2, shift=sd3.TIME_SHIFT) == pytest.approx([1, 0.75, 0])
+
+
+def test_latents_are_an_eighth_of_the_pixels_and_fill_whole_patches():
+    sizes = {"patch_size": 2, "pos_embed_max_size": 8, "in_channels": 4}, tiny_sd3.VAE
+    # 8 positions of 2 latents of 8 pixels are just enough for 128.
+    assert sd3.latent_shape(SD3Config(size=128), *sizes) == (4, 16, 16)
+    assert sd3.latent_shape(SD3Config(size=64), *sizes) == (4, 8, 8)
+    with pytest.raises(ValueError, match="size: got 144 pixels, expected at most 128"):
+        sd3.latent_shape(SD3Config(size=144), *sizes)
+
+
+def test_adapters_are_those_of_the_seed(config):
+    first, same, other = (load_sd3(config, LORA, [], seed=seed).state_dict() for seed in (1, 1, 2))
+    for key in first:
+        assert torch.equal(first[key], same[key])
+        assert torch.equal(first[key], other[key]) == key.endswith("lora_B.weight")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

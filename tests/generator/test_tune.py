@@ -9,7 +9,6 @@ Facts pinned here:
 - Scoring beside the drawing changes nothing: parts of any size give the same scores to the bit.
 - A hard reward that an easy one starves is raised when differences are balanced.
 - Tuning stops when a watched score falls, and keeps the weights of its best look.
-- Prompts tuned on are never held-out ones.
 """
 
 import dataclasses
@@ -24,7 +23,6 @@ import pytest
 import torch
 
 from flowloom.generator import tune, watch
-from flowloom.generator.balance import Balance
 from flowloom.generator.config import (
     FDFOConfig,
     FlowGRPOConfig,
@@ -41,7 +39,6 @@ from flowloom.generator.velocity import ShapesFlow
 from flowloom.processes import Processes
 from flowloom.runs import Run
 from flowloom.score.rubric import Rubric, Term
-from flowloom.shapes import prompts as language
 from flowloom.shapes.model import load
 from tests.designer.forked import CONTEXT, count_calls, start
 from tests.generator.tiny import brightness, install, tiny_model
@@ -275,20 +272,6 @@ def test_parts_do_not_matter():
     assert torch.equal(found[0], found[2])
 
 
-def test_balance_by_hand():
-    easy = torch.tensor([1.0, -1.0, 1.0, -1.0])
-    hard = torch.tensor([-0.01, 0.01, 0.03, 0.01])
-    total = 0.5 * easy + 0.5 * hard
-    balance = Balance([0.5, 0.5], 4.0)
-    rewards = balance(total, torch.stack([easy, hard], 1), 2)
-    differences = (rewards[0::2] - rewards[1::2]) / 2
-    size = float(((total[0::2] - total[1::2]) / 2).square().mean().sqrt())
-    expected = size * torch.tensor([0.5 * 1 - 0.5, 0.5 * 1 + 0.5])
-    torch.testing.assert_close(differences, expected, rtol=1e-5, atol=1e-6)
-    constant = Balance([0.5, 0.5], 4.0)(total, torch.stack([easy, torch.ones(4)], 1), 2)
-    assert constant.isfinite().all()
-
-
 def hard_gain(balance_epochs, tmp_path, monkeypatch):
     """What 12 epochs gain of a reward whose differences are 300 times smaller than another's."""
 
@@ -349,25 +332,6 @@ def test_reward_rises(root, tmp_path):
     )
     metrics, _ = run_in(tmp_path / "run", config)
     assert metrics["generator/tuned_score_after"] > metrics["generator/tuned_score_before"] + 0.02
-
-
-def test_prompts_of_the_splits_do_not_meet(tmp_path):
-    config = PromptsConfig(kinds=("two", "colors"), shapes=("circle", "star"))
-    train = draw_prompts(config, "train", 200, (0, 1))
-    held_out = draw_prompts(config, "holdout", 100, (0, 2))
-    meanings = [{language.parse(text).meaning for text in texts} for texts in (train, held_out)]
-    assert not meanings[0] & meanings[1]
-    specs = [language.parse(text) for text in train + held_out]
-    assert {spec.kind for spec in specs} == {"two", "colors"}
-    assert {item.shape for spec in specs for item in spec.objects} == {"circle", "star"}
-
-    path = tmp_path / "prompts.txt"
-    path.write_text("\n".join(f"a picture of {n} cats" for n in range(200)) + "\n\n")
-    config = PromptsConfig(file=str(path))
-    train, held_out = (set(draw_prompts(config, s, 400, (0,))) for s in ("train", "holdout"))
-    assert not train & held_out
-    assert len(train | held_out) == 200
-    assert 10 < len(held_out) < 30
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ raw model outputs give by hand; preprocessing by hand; no batch size matters; wh
 named; heads of another layout are refused."""
 
 import dataclasses
+import types
 
 import numpy as np
 import pytest
@@ -87,6 +88,28 @@ def test_pictures_are_prepared_as_clip_was_trained(folder):
     np.testing.assert_allclose(found[0], expected / np.linalg.norm(expected), atol=TOLERANCE)
 
 
+def test_what_is_beyond_the_range_is_cut_off_and_the_rest_rounded():
+    from flowloom.score.models import to_pil
+
+    levels = torch.tensor([-1.5, -1.0, -0.501, 0.0, 0.503, 1.0, 1.5])
+    picture = to_pil(levels.expand(3, 2, -1), "")
+    assert picture.size == (7, 2)
+    # (x + 1) 127.5, rounded; a half goes to the even one.
+    assert [picture.getpixel((k, 1))[2] for k in range(7)] == [0, 0, 64, 128, 192, 255, 255]
+
+
+@pytest.mark.parametrize(("num_words", "fits"), [(49, False), (50, True), (100, True)])
+def test_a_tokenizer_has_half_of_the_words_at_least(num_words, fits):
+    from flowloom.score.models import check_tokenizer
+
+    sizes = types.SimpleNamespace(vocab_size=100)
+    if fits:
+        check_tokenizer(range(num_words), sizes, HPSConfig())
+    else:
+        with pytest.raises(ValueError, match="expected a tokenizer of 100 words, got: 49"):
+            check_tokenizer(range(num_words), sizes, HPSConfig())
+
+
 def test_no_batch_size_matters(folder):
     for config in (PickScoreConfig(model=folder), HPSConfig(model=folder)):
         whole = raw(config)
@@ -115,6 +138,13 @@ def test_two_terms_share_a_model(folder, monkeypatch):
     (row,) = rubric.score(["a cat"], pictures(1))
     assert row["hps"] == row["clip"] == row["score"]
     assert len(loads) == 1
+    rubric.close()
+    # Another type is another model.
+    half = HPSConfig(model=folder, dtype="bfloat16")
+    terms = (terms[1], TermConfig(scorer=half, weight=0.5))
+    rubric = build_rubric(RubricConfig(terms=terms))
+    (row,) = rubric.score(["a cat"], pictures(1))
+    assert 0 < abs(row["hps"] - row["clip"]) < 0.1
     rubric.close()
 
 

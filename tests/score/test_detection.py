@@ -91,6 +91,13 @@ def test_boxes_and_scores_are_those_of_the_raw_outputs(config):
     assert len(set(plain)) > 1
     scores = raw(config)
     assert [scores[k] for k in (0, 1, 2, 4)] == pytest.approx(plain)
+    # Fewer are left where less overlap is allowed.
+    few = dataclasses.replace(config, max_overlap=0.02)
+    with torch.inference_mode():
+        found = DetectorScorer(few)._boxes(detector, specs, opened)
+    expected = [len(seen(few, *pair)) for pair in zip(PROMPTS, images, strict=True)]
+    assert [len(boxes) for boxes in found] == expected
+    assert sum(expected) < sum(counts)
 
 
 def test_colors_are_the_nearest_descriptions(config):
@@ -122,6 +129,9 @@ def test_colors_are_the_nearest_descriptions(config):
             ]
             cosines = [float(total @ seen_D / total.norm()) for total in sums]
             assert colored == dataclasses.replace(box, color=COLORS[int(np.argmax(cosines))])
+            directions_CD = torch.stack([total / total.norm() for total in sums])
+            palette_CD = scorer._palette(encoder, "car")
+            torch.testing.assert_close(palette_CD, directions_CD, atol=1e-5, rtol=0)
     # Nobody asked for the dog's colour.
     assert found[3] == other
     assert len({box.color for box in found[:3]}) > 1

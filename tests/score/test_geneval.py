@@ -1,6 +1,8 @@
 """Pins: prompts of every form are read, others refused by name; relations between boxes as GenEval
 defines them; strict and graded judgements by hand; overlapping boxes of a noun count once."""
 
+import dataclasses
+
 import pytest
 
 from flowloom.score.geneval import Box, Spec, Wanted, judge, overlap, parse, relations, suppress
@@ -61,6 +63,11 @@ def test_relations_by_hand():
     assert relations(box("cat", 7, 10, 17, 20), middle) == {"left"}
     # 10 right and 6 down, shortened to 8 and 4: x is .894, y is .447, below a half.
     assert relations(box("cat", 20, 16, 30, 26), middle) == {"right"}
+    assert relations(box("cat", 16, 20, 26, 30), middle) == {"below"}
+    assert relations(box("cat", 4, 0, 14, 10), middle) == {"above"}
+    assert relations(box("cat", 0, 4, 10, 14), middle) == {"left"}
+    # Small ones: half a pixel apart, shortened to .3.
+    assert relations(box("cat", 0, 0, 1, 1), box("dog", 0.5, 0, 1.5, 1)) == {"left"}
 
 
 def test_judgements_by_hand():
@@ -82,13 +89,20 @@ def test_judgements_by_hand():
     assert both("a red cat", blue, red) == [1, 1]
     assert both("a red cat", blue) == [0, 0]
     assert both("two red cats", red, blue) == [0, 0.5]
+    assert both("two red cats", red, red, red) == [0, 0.5]
     assert both("a red cat and a blue dog", blue, dog) == [0, 0.5]
     assert both("a cat left of a dog", red, dog) == [1, 1]
     assert both("a cat right of a dog", red, dog) == [0, pytest.approx(2 / 3)]
     assert both("a cat left of a dog", red) == [0, pytest.approx(1 / 3)]
-    # Of several, the surest stands for the noun.
-    far = box("cat", 60, 0, 70, 10, score=0.95)
-    assert both("a cat left of a dog", red, far, dog) == [0, pytest.approx(2 / 3)]
+    # Of several, the surest stands for the noun, but the right colour comes first.
+    near, far = box("cat", 0, 0, 10, 10, score=0.9), box("cat", 60, 0, 70, 10, score=0.95)
+    assert both("a cat left of a dog", near, far, dog) == [0, pytest.approx(2 / 3)]
+    far = dataclasses.replace(far, color="blue")
+    assert both("a red cat left of a dog", far, red, dog) == [1, 1]
+    # Where several are wanted, each must be in its place.
+    cats = Spec(wanted=(dataclasses.replace(CAT, count=2), DOG), relation="left")
+    assert judge(cats, [red, blue, dog], strict=True) == 1
+    assert judge(cats, [red, far, dog], strict=True) == 0
 
 
 def test_overlapping_boxes_count_once():
