@@ -12,8 +12,6 @@ from flowloom.lifecycle import registry, tracking
 from flowloom.lifecycle.config import GateConfig
 from flowloom.lifecycle.gate import gate
 
-TRIES = 3
-
 
 def main(arguments):
     apart, versions = arguments[0] == "homes", arguments[1:]

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import pytest
 
+from flowloom.cli import main
 from flowloom.lifecycle import mlflow_model, registry, tracking
 from flowloom.lifecycle.config import GateConfig
 from flowloom.lifecycle.gate import gate
@@ -79,7 +80,7 @@ def check(answer, prompts, n):
             assert row["prompt"] in texts
 
 
-def test_python_answers_what_the_designer_says(champion, mlflow):
+def test_python_answers_what_the_designer_says(champion, mlflow, capsys):
     import pandas as pd
 
     from flowloom.designer.design import Designer
@@ -99,10 +100,17 @@ def test_python_answers_what_the_designer_says(champion, mlflow):
     params = {"n": 2, "guidance": 0.5, "seed": 7}
     several = model.predict(table, params=params)
     check(several, [PROMPT, "a star"], 2)
-    (own, _) = Designer.load(folder).design([PROMPT, "a star"], **params)
+    own, _ = Designer.load(folder).design([PROMPT, "a star"], **params)
     assert [d["fingerprint"] for d in several[0]["designs"]] == [d.fingerprint for d in own]
-    samplers = [n for n in several[0]["designs"][0]["workflow"].values() if "seed" in n["inputs"]]
-    assert {node["inputs"]["seed"] for node in samplers} == {7}
+    filled = [design.workflow.fill(PROMPT, seed=7).to_api() for design in own]
+    assert [design["workflow"] for design in several[0]["designs"]] == filled
+
+    # The command line reads the same files.
+    capsys.readouterr()
+    asked = ["--n", "2", "--guidance", "0.5", "--seed", "7", "--json"]
+    assert main(["design", PROMPT, "--model", registry.CHAMPION_URI, *asked]) == 0
+    (said,) = json.loads(capsys.readouterr().out)["results"]
+    assert [design["workflow"] for design in said["designs"]] == filled
 
     for prompts, given, message in (
         ([""], {}, "prompt 1: got an empty prompt"),
