@@ -118,6 +118,8 @@ def plan(
         raise ValueError(f"{subject.title}: no recorded run made it; nothing to reproduce")
     if last.stage in UNREPEATABLE:
         raise ValueError(f"{last}: decides by the registry as it is, expected a stage that makes")
+    if only is None and (from_inputs or not subject.version):
+        return [last]
     chain = _chain(trace(records, [subject.digest], {subject.digest: last}))
     if only is not None:
         chosen = [record for record in chain if record.stage == only]
@@ -125,7 +127,7 @@ def plan(
             stages = ", ".join(dict.fromkeys(record.stage for record in chain))
             raise ValueError(f"--only: got {only!r}, expected one of {stages}")
         return chosen
-    return chain if subject.version and not from_inputs else [last]
+    return chain
 
 
 def reproduce(

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flowloom.lifecycle import packages
 from flowloom.lifecycle.spool import Entry, now_ms
 from flowloom.runs import home, write_json
 
@@ -99,6 +100,8 @@ def tags(entry: Entry, folder: Path, known: Mapping[str, Any]) -> dict[str, str]
         found[f"flowloom.input.{name}"] = str(digest)
     if entry.commit:
         found["mlflow.source.git.commit"] = entry.commit
+    if entry.status == "finished":
+        found["flowloom.packages"] = json.dumps(packages.versions(), sort_keys=True)
     catalogue = _catalogue_hash(folder, known["inputs"].get("catalogue"))
     if catalogue:
         found["flowloom.catalogue"] = catalogue

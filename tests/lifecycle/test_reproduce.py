@@ -1,0 +1,230 @@
+"""Making an artifact again.
+
+Facts pinned:
+- inputs come from the remote by their digest, never from a run folder; nothing made before counts;
+- a chain is repeated in order and stops at the first artifact that differs, its file named;
+- another code, data file, catalogue, package version or configuration is named before anything;
+- every recipe's configuration comes back from `config.json` as it was, derived fields too;
+- in a second checkout, with the tracker and the remote alone, a stage gives the same bytes, and
+  with one byte of data or one value of the configuration changed that is named (slow).
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flowloom import recipes, runs
+from flowloom.config import override, to_dict
+from flowloom.lifecycle import packages, reproduce, surroundings, versioning
+from flowloom.lifecycle.records import Records
+from flowloom.recipes import RECIPES
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A stage's configuration."""
+
+    text: str = "x"
+
+
+def finished(stage, text, inputs=None):
+    run = runs.open_run(stage, Config(text), inputs or {})
+    run.begin()
+    (run.out / "a.txt").write_text(text)
+    result = run.finish({})
+    versioning.publish(result.out_dir)
+    return result
+
+
+@pytest.fixture
+def chain():
+    """Three runs, each from the one before; the digests."""
+    pairs = finished("build_pairs", "pairs").digest
+    designer = finished("train_sft", "designer", {"pairs": pairs}).digest
+    adapter = finished("train_grpo", "adapter", {"designer": designer}).digest
+    return [pairs, designer, adapter]
+
+
+@pytest.fixture
+def stages_that_write(monkeypatch):
+    """Stages write their configuration's text; returns what each was given."""
+    given = []
+
+    def repeat(identity, inputs, folder, fresh):
+        seen = {n: [runs.folder_digest(p) for p in paths] for n, paths in inputs.items()}
+        given.append((identity["stage"], seen))
+        assert not any(home in str(p) for ps in inputs.values() for p in ps for home in ("runs",))
+        out = folder / "out"
+        out.mkdir()
+        (out / "a.txt").write_text(identity["config"]["text"])
+        (folder / "config.json").write_text(json.dumps(identity))
+        return out, runs.folder_digest(out)
+
+    monkeypatch.setattr(reproduce, "_repeat", repeat)
+    return given
+
+
+def go(folder_or_id, only=None, model=False, overrides=None):
+    records, lines = Records(), []
+    subject = records.subject(folder_or_id)
+    if model:
+        subject = dataclasses.replace(subject, version="1")
+    found = reproduce.reproduce(
+        records, reproduce.plan(records, subject, only), overrides, say=lines.append
+    )
+    return found, lines
+
+
+def folder_of(stage):
+    (folder,) = (runs.home() / "runs" / stage).iterdir()
+    return str(folder)
+
+
+def test_a_run_is_repeated_from_published_inputs(chain, stages_that_write):
+    shutil.rmtree(folder_of("train_sft"))  # the remote has it
+    found, lines = go(folder_of("train_grpo"))
+    assert found.equal
+    assert stages_that_write == [("train_grpo", {"designer": [chain[1]]})]
+    assert lines[0].startswith("equal: train_grpo")
+    assert list((runs.home() / "reproduce").iterdir()) == []
+
+
+def test_a_version_is_repeated_from_data_on(chain, stages_that_write):
+    found, _ = go(folder_of("train_grpo"), model=True)
+    assert [item.stage for item in found.outcomes] == ["build_pairs", "train_sft", "train_grpo"]
+    assert found.equal
+    found, _ = go(folder_of("train_grpo"), only="train_sft", model=True)
+    assert [item.stage for item in found.outcomes] == ["train_sft"]
+    with pytest.raises(ValueError, match="--only: got 'zoom', expected one of build_pairs"):
+        go(folder_of("train_grpo"), only="zoom")
+
+
+def test_the_first_difference_ends_it_and_is_named(chain, stages_that_write):
+    folder = Path(folder_of("train_sft"))
+    identity = json.loads((folder / "config.json").read_text())
+    identity["config"]["text"] = "changed"
+    (folder / "config.json").write_text(json.dumps(identity))
+    found, lines = go(folder_of("train_grpo"), model=True)
+    assert not found.equal
+    assert [item.equal for item in found.outcomes] == [True, False]
+    assert found.left == ("train_grpo",)
+    assert any("train_sft: config.json: is not the one the run was made with" in c for c in lines)
+    expected = runs.hashlib.md5(b"designer").hexdigest()
+    assert f"expected {expected}" in found.outcomes[1].difference
+    assert found.to_dict()["first_difference"]["stage"] == "train_sft"
+
+
+def test_a_replaced_value_is_named_as_the_cause(chain, stages_that_write):
+    found, lines = go(folder_of("train_grpo"), overrides={"text": "other"})
+    assert not found.equal
+    assert found.changes == ("train_grpo: config: text: got other, the run had adapter",)
+    assert lines[0] == f"not as it was: {found.changes[0]}"
+
+
+def test_an_input_that_nobody_published_is_one_line(chain, stages_that_write):
+    shutil.rmtree(runs.home() / "store")
+    with pytest.raises(ValueError, match="got no manifest"):
+        go(folder_of("train_grpo"))
+
+
+def test_what_surrounds_a_run_is_compared(chain, monkeypatch, tmp_path):
+    (record,) = Records().by_digest(chain[2])
+    assert surroundings.changes(Records(), [record]) == []
+    other = dataclasses.replace(
+        record, code="0" * 64, commit="abc", packages={"numpy": "0.1", "python": "0"}
+    )
+    lines = surroundings.changes(Records(), [other])
+    assert lines[0].endswith("expected 000000000000; git checkout abc")
+    assert lines[1] == f"package numpy: got {packages.installed('numpy')}, expected 0.1"
+    assert lines[2].startswith("package python")
+
+
+def test_a_changed_data_file_is_named(monkeypatch, tmp_path, chain):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "a.txt").write_text("a")
+    (data / "b.txt").write_text("b")
+    pointer = versioning.publish(data)
+    (tmp_path / "data.dvc").write_text(versioning.dvc_file(pointer, "data"))
+    monkeypatch.setenv("FLOWLOOM_DATA", str(data))
+    (record,) = Records().by_digest(chain[2])
+    record = dataclasses.replace(record, data=pointer.md5)
+    assert surroundings.changes(Records(), [record]) == []
+    (data / "b.txt").write_text("c")  # data.dvc still says that nothing changed
+    lines = surroundings.changes(Records(), [record])
+    assert lines[0].startswith("data: got ")
+    assert "`make data` brings it back" in lines[0]
+    digests = [runs.hashlib.md5(text).hexdigest() for text in (b"c", b"b")]
+    assert lines[1] == f"data: b.txt: got digest {digests[0]}, expected {digests[1]}"
+
+
+def test_every_configuration_comes_back_from_its_json():
+    for name in RECIPES:
+        recipe = recipes.resolve(name)
+        for field in dataclasses.fields(recipe):
+            config = getattr(recipe, field.name)
+            recorded = json.dumps(to_dict(config))
+            again = override(type(config)(), json.loads(recorded))
+            assert json.dumps(to_dict(again)) == recorded, (name, field.name)
+
+
+@pytest.mark.slow
+def test_a_second_checkout_reproduces_and_names_what_changed(tmp_path):
+    second = tmp_path / "second"
+    skip = shutil.ignore_patterns("__pycache__")
+    for name in ("src", "data", "data-seed", ".dvc"):
+        shutil.copytree(ROOT / name, second / name, ignore=skip if name == "src" else None)
+    shutil.copyfile(ROOT / "data.dvc", second / "data.dvc")
+    first = {
+        **os.environ,
+        "FLOWLOOM_HOME": str(tmp_path / "home"),
+        "PYTHONPATH": str(second / "src"),
+    }
+
+    def flowloom(*arguments, **more):
+        done = subprocess.run(
+            [sys.executable, "-m", "flowloom", *arguments],
+            cwd=second, env={**first, **more}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        return done.returncode, done.stdout + done.stderr
+
+    small = ("num_epochs=1", "images_per_epoch=4", "judging.num_prompts=2")
+    sets = [part for value in (*small, "judging.num_grid_prompts=1") for part in ("--set", value)]
+    status, said = flowloom("run", "tune_generator", "--recipe", "smoke", *sets)
+    assert status == 0, said
+    (folder,) = (tmp_path / "home" / "runs" / "tune_generator").iterdir()
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path / 'home' / 'mlflow.db'}"
+    (run,) = MlflowClient(uri).search_runs(["1"], "tags.`flowloom.stage` = 'tune_generator'")
+    shutil.rmtree(folder)  # only the tracker and the remote are left
+    there = {
+        "FLOWLOOM_HOME": str(second / ".flowloom"),
+        "FLOWLOOM_STORE": str(tmp_path / "home" / "store"),
+        "MLFLOW_TRACKING_URI": uri,
+    }
+    status, said = flowloom("reproduce", run.info.run_id, **there)
+    assert (status, "not as it was" in said) == (0, False), said
+    assert "equal: tune_generator" in said
+
+    status, said = flowloom("reproduce", run.info.run_id, "--set", "lr=0.01", **there)
+    assert status == 1, said
+    assert "cause: tune_generator: config: lr: got 0.01" in said
+    assert "different: tune_generator: got" in said
+
+    weights = second / "data" / "models" / "checkpoints" / "shapes-base.safetensors"
+    weights.chmod(0o644)
+    data = bytearray(weights.read_bytes())
+    data[-1001] ^= 1
+    weights.write_bytes(data)
+    status, said = flowloom("reproduce", run.info.run_id, **there)
+    assert status == 1, said
+    assert "cause: data: models/checkpoints/shapes-base.safetensors: got digest" in said
