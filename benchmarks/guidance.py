@@ -240,8 +240,9 @@ def artifacts(recipe: str) -> dict[str, Path]:
     made: dict[str, Any] = {}
 
     def make(stage: str, **more: Any) -> Path:
-        inputs = {name: made[name] for name in stages.STAGES[stage].inputs}
-        return stages.run(stage, recipes.stage_config(recipe, stage, more), inputs).out_dir
+        config = recipes.stage_config(recipe, stage, more)
+        wanted = (*stages.STAGES[stage].inputs, *getattr(config, "wanted_inputs", ()))
+        return stages.run(stage, config, {name: made[name] for name in wanted}).out_dir
 
     made["generator"] = make("tune_generator")
     made["catalogue"] = make("publish_generator")

@@ -116,3 +116,8 @@ class ReportConfig:
         """Check the fields."""
         for name in ("num_examples", "num_render_seeds"):
             check(getattr(self, name) >= 1, name, getattr(self, name), ">= 1")
+
+    @property
+    def wanted_inputs(self) -> tuple[str, ...]:
+        """Optional inputs of the stage that a command which makes what is missing makes."""
+        return ("evaluation", "generator")

@@ -237,3 +237,8 @@ class PublishGeneratorConfig:
     def __post_init__(self) -> None:
         """Check the fields."""
         check(len(self.roles) > 0, "roles", self.roles, "at least one role")
+
+    @property
+    def wanted_inputs(self) -> tuple[str, ...]:
+        """Optional inputs of the stage that a command which makes what is missing makes."""
+        return ("generator",)
