@@ -5,12 +5,14 @@
 #   TORCH       which torch, as pip understands it; another version, or a path to a wheel
 #   TORCH_ARGS  further pip arguments for torch alone, such as --index-url for another build
 #   RECIPE      recipe of `make demo`
+#   TURN        turn that `make demo` runs until there is one: 2 goes on from the first; default: the latest
 #   ARGS        further arguments for pytest (test, golden) or for a benchmark (bench)
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH ?= torch==2.13.0
 TORCH_ARGS ?=
 RECIPE ?= demo
+TURN ?=
 ARGS ?=
 
 VENV := .venv
@@ -47,7 +49,7 @@ demo: ## The whole loop on this machine, from data to a champion; run again to r
 	@started=$$(date +%s); \
 	$(MAKE) --no-print-directory setup; \
 	ready=$$(date +%s); \
-	$(PY) -m pipelines run continuous_training --recipe $(RECIPE); \
+	$(PY) -m pipelines run continuous_training --recipe $(RECIPE) $(if $(TURN),--turn $(TURN)); \
 	echo "set-up $$((ready - started)) s, demo $$(($$(date +%s) - ready)) s"
 
 test: setup ## Run the tests (ARGS="-k name" for some)
