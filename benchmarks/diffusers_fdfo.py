@@ -1,39 +1,105 @@
 """FDFO as one writes it from diffusers' training examples and autograd: the peer of our loop.
 
-The network is ours, as a diffusers transformer would be called: with pictures, a timestep and the
-encoded prompts. What is usual there is kept: a pipeline-like sampling loop around
-`FlowMatchEulerDiscreteScheduler` that looks up each timestep, prompts encoded row by row in every
-call, a deep copy of the model as reference, one backward pass per denoising step.
+The network has our weights and equations, in blocks written as diffusers writes them: modules, one
+operation after the other, attention by `scaled_dot_product_attention`. What is usual there is kept:
+a pipeline-like sampling loop around `FlowMatchEulerDiscreteScheduler` that looks up each timestep,
+prompts encoded in every call and repeated for the pictures of each, keys and values of the text
+computed in every step, a deep copy of the model as reference (or PEFT's adapters, switched off),
+one backward pass per denoising step on all of its rows.
 """
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import math
 
 import torch
+import torch.nn.functional as F
 
 from flowloom.generator.pairs import branch_noise
 from flowloom.shapes import prompts as language
+from flowloom.shapes.model import MLP, ImageBlock, ShapesModel
 
 TRAIN_TIMESTEPS = 1000
+
+
+class PlainMLP(MLP):
+    """`MLP` one operation after the other."""
+
+    def forward(self, x_BND):
+        """Apply it to every token."""
+        return self.down(F.relu(self.up(x_BND)).square())
+
+
+class PlainBlock(ImageBlock):
+    """`ImageBlock` one operation after the other."""
+
+    def forward(self, x_BND, text_k, text_v, bias, signal_BD):
+        """Update every image token."""
+        parts = self.modulation(signal_BD)[: len(x_BND), None].chunk(6, dim=-1)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = parts
+        h = F.layer_norm(x_BND, x_BND.shape[-1:]) * (1 + scale_a) + shift_a
+        q, k, v = self.to_q(h), self.to_k(h), self.to_v(h)
+        k, v = torch.cat([k, text_k], 1), torch.cat([v, text_v], 1)
+        q, k, v = (y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for y in (q, k, v))
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        x_BND = x_BND + (1 + gate_a) * self.to_out(mixed.transpose(1, 2).flatten(2))
+        h = F.layer_norm(x_BND, x_BND.shape[-1:]) * (1 + scale_m) + shift_m
+        return x_BND + (1 + gate_m) * self.mlp(h)
+
+
+def plain_copy(model):
+    """A copy of a shapes model in plain blocks."""
+    copied = ShapesModel(model.config)
+    copied.load_state_dict(model.state_dict())
+    for module in copied.modules():
+        if isinstance(module, ImageBlock):
+            module.__class__ = PlainBlock
+        elif isinstance(module, MLP):
+            module.__class__ = PlainMLP
+    return copied
+
+
+def peft_copy(model, adapter):
+    """A plain copy with PEFT's layers, that begin where those of an `Adapter` stand."""
+    import peft
+
+    options = adapter.config
+    config = peft.LoraConfig(
+        r=options.rank, lora_alpha=options.alpha, target_modules=list(adapter.layers)
+    )
+    tuned = peft.get_peft_model(plain_copy(model), config)
+    for path, layer in adapter.layers.items():
+        theirs = tuned.get_base_model().get_submodule(path)
+        for part in ("lora_A", "lora_B"):
+            getattr(theirs, part)["default"].weight.data.copy_(getattr(layer, part).detach())
+    return tuned
 
 
 class DiffusersFDFO:
     """Rollout and update; equations as in the paper's pseudo-code."""
 
-    def __init__(self, model, config, num_steps):
-        """Take the model (it is copied twice) and an `FDFOConfig`-like set of options."""
+    def __init__(self, model, reference, config, num_steps):
+        """Take the model, its reference (None: PEFT's adapters off) and an `FDFOConfig`."""
         from diffusers import FlowMatchEulerDiscreteScheduler
 
-        self.model = copy.deepcopy(model).requires_grad_(True)
-        self.reference = copy.deepcopy(model).requires_grad_(False).eval()
+        self.model, self.reference = model, reference
         self.config, self.num_steps = config, num_steps
         self.scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=TRAIN_TIMESTEPS)
 
+    @contextlib.contextmanager
+    def as_reference(self):
+        """The model before tuning."""
+        if self.reference is not None:
+            yield self.reference
+        else:
+            with self.model.disable_adapter():
+                yield self.model
+
     def encode_prompt(self, model, prompts):
-        """What a pipeline does at the start of each call."""
-        return model.encode_text([language.tokenize(prompt) for prompt in prompts])
+        """Both pictures' embeddings of each prompt, as `num_images_per_prompt` repeats them."""
+        embeds = model.encode_text([language.tokenize(prompt) for prompt in prompts])
+        return embeds[torch.arange(len(prompts)).repeat_interleave(2)]
 
     def predict(self, model, x, timestep, embeds):
         """Velocity at a diffusers timestep, `[B]` in [0, 1000]."""
@@ -54,8 +120,7 @@ class DiffusersFDFO:
         """Pictures of both branches of each prompt, and what training needs of every step."""
         shape = (3, self.model.config.native_size, self.model.config.native_size)
         start, fresh = branch_noise(seeds, self.num_steps, shape)
-        doubled = [prompt for prompt in prompts for _ in range(2)]
-        embeds = self.encode_prompt(self.model, doubled)
+        embeds = self.encode_prompt(self.model, prompts)
         self.scheduler.set_timesteps(sigmas=[1 - i / self.num_steps for i in range(self.num_steps)])
         g = self.config.churn
         k = math.sqrt((g + 1) ** 2 - 1)
@@ -66,9 +131,9 @@ class DiffusersFDFO:
             kept.append((x, timestep, v))
             noise = fresh[i + 1] if i + 1 < self.num_steps else torch.zeros_like(x)
             x = self.churned(v, timestep, x, noise)
-        return doubled, kept, x
+        return prompts, kept, x
 
-    def update(self, doubled, kept, images, rewards, optimizer, num_minibatches, grad_clip=1.0):
+    def update(self, prompts, kept, images, rewards, optimizer, num_minibatches, grad_clip=1.0):
         """Optimiser steps on shuffled pairs, a backward pass per denoising step; last norm."""
         half_reward = (rewards[0::2] - rewards[1::2]) / 2
         half_image = (images[0::2] - images[1::2]) / 2
@@ -77,17 +142,17 @@ class DiffusersFDFO:
         square = half_image.pow(2).mean(dim=(1, 2, 3))
         d = half_image / (square + self.config.min_rms**2)[:, None, None, None]
         clip = self.config.trust / ((square.sqrt() + 1e-6) * math.sqrt(images[0].numel()))
-        for pair_ids in torch.randperm(len(doubled) // 2).chunk(num_minibatches):
+        for pair_ids in torch.randperm(len(prompts)).chunk(num_minibatches):
             rows = torch.stack([2 * pair_ids, 2 * pair_ids + 1], 1).flatten()
-            prompts = [doubled[row] for row in rows]
+            texts = [prompts[pair] for pair in pair_ids]
             optimizer.zero_grad()
-            with torch.no_grad():
-                embeds = self.encode_prompt(self.reference, prompts)
+            with torch.no_grad(), self.as_reference() as reference:
+                embeds = self.encode_prompt(reference, texts)
             for x, timestep, v_old in kept:
                 t = timestep.expand(len(rows))
-                v = self.predict(self.model, x[rows], t, self.encode_prompt(self.model, prompts))
-                with torch.no_grad():
-                    v_reference = self.predict(self.reference, x[rows], t, embeds)
+                v = self.predict(self.model, x[rows], t, self.encode_prompt(self.model, texts))
+                with torch.no_grad(), self.as_reference() as reference:
+                    v_reference = self.predict(reference, x[rows], t, embeds)
                 error = (v - v_old[rows] + d[rows]).pow(2).mean(dim=(1, 2, 3))
                 ratio = torch.exp(d[rows].pow(2).mean(dim=(1, 2, 3)) - error)
                 penalty = half_reward[rows].abs() / (2 * clip[rows]) * (ratio - 1).pow(2)

@@ -1,7 +1,8 @@
 """The image model: its equations, sizes, text handling, files and LoRAs.
 
 Pinned: velocity = (x - x0) / max(t, .05), padding and batch mates change nothing, counted
-FLOPs equal those that torch counts, float16 files round-trip, LoRA merging is W + s alpha / r B A.
+FLOPs equal those that torch counts, an MLP has autograd's gradients to the bit, float16 files
+round-trip, LoRA merging is W + s alpha / r B A.
 """
 
 import pytest
@@ -98,6 +99,20 @@ def test_counted_flops_are_those_torch_counts(config, size):
             net(torch.randn(8, 3, size, size), torch.full((8,), 0.5), cond)
     counted = shapes_model.flops_per_call(config, size, config.max_tokens)
     assert 8 * counted == counter.get_total_flops()
+
+
+def test_an_mlp_has_the_gradients_that_autograd_finds(model):
+    mlp = model.blocks[0].mlp.requires_grad_(True)
+    x = torch.randn(5, 7, TINY.width, requires_grad=True)
+    inputs, grad = [x, mlp.up.weight, mlp.down.weight], torch.randn(5, 7, TINY.width)
+    plain = mlp.down(torch.relu(mlp.up(x)).square())
+    expected = torch.autograd.grad(plain, inputs, grad)
+    out = mlp(x)
+    assert out.equal(plain)
+    for got, want in zip(torch.autograd.grad(out, inputs, grad), expected, strict=True):
+        assert got.equal(want)
+    with torch.no_grad():
+        assert mlp(x).equal(plain)
 
 
 def test_files_round_trip_in_half_precision(model, tmp_path):
