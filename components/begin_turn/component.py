@@ -23,7 +23,9 @@ def begin_turn(pipeline: str, recipe: str, overrides: dict, champion: str) -> Na
         opponent: Version of the champion to compare with; empty if none.
         sources: Digests of code and data: with the other inputs they decide what a step makes.
     """
+    from flowloom import recipes
     from flowloom.lifecycle import turns
 
     opponent = turns.begin(pipeline, recipe, overrides, champion)
+    recipes.resolve(recipe, overrides)
     return (opponent, turns.sources())

@@ -24,9 +24,9 @@ def build_pairs(
         pairs: Shards `pairs-*.parquet` (prompt, kind, workflow, fingerprint, split) and a card.
         metrics: Numbers of pairs and prompts.
     """
-    from flowloom import stages
-    from flowloom.lifecycle.steps import folders, hand_over, step_config
+    from flowloom import recipes, stages
+    from flowloom.lifecycle.steps import folders, hand_over
 
-    config = step_config("build_pairs", recipe, overrides, sources)
+    config = recipes.step_config("build_pairs", recipe, overrides, sources)
     inputs = folders(catalogue=catalogue)
     hand_over(stages.run("build_pairs", config, inputs), pairs, metrics)

@@ -32,9 +32,9 @@ def build_triplets(
         earlier: Triplets that a policy's designs join; only with `proposals`.
         proposals: Tuned weights (`train_grpo`) whose designs are rendered.
     """
-    from flowloom import stages
-    from flowloom.lifecycle.steps import folders, hand_over, step_config
+    from flowloom import recipes, stages
+    from flowloom.lifecycle.steps import folders, hand_over
 
-    config = step_config("build_triplets", recipe, overrides, sources)
+    config = recipes.step_config("build_triplets", recipe, overrides, sources)
     inputs = folders(catalogue=catalogue, pairs=pairs, earlier=earlier, proposals=proposals)
     hand_over(stages.run("build_triplets", config, inputs), triplets, metrics)

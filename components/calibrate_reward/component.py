@@ -30,9 +30,9 @@ def calibrate_reward(
         metrics: Coverage, rank correlation.
         summary: Metrics, digest and run of the stage, for a person.
     """
-    from flowloom import stages
-    from flowloom.lifecycle.steps import folders, hand_over, step_config
+    from flowloom import recipes, stages
+    from flowloom.lifecycle.steps import folders, hand_over
 
-    config = step_config("calibrate_reward", recipe, overrides, sources)
+    config = recipes.step_config("calibrate_reward", recipe, overrides, sources)
     inputs = folders(catalogue=catalogue, triplets=triplets, members=members)
     hand_over(stages.run("calibrate_reward", config, inputs), reward, metrics, summary)

@@ -37,11 +37,11 @@ def evaluate(
     Returns:
         Version of the champion that was compared; empty if none.
     """
-    from flowloom import stages
+    from flowloom import recipes, stages
     from flowloom.lifecycle.registry import opponent
-    from flowloom.lifecycle.steps import folders, hand_over, step_config
+    from flowloom.lifecycle.steps import folders, hand_over
 
-    config = step_config("evaluate", recipe, overrides)
+    config = recipes.step_config("evaluate", recipe, overrides)
     inputs = folders(
         catalogue=catalogue, triplets=triplets, designer=designer, adapter=adapter, reward=reward
     )

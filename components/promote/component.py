@@ -28,9 +28,10 @@ def promote(
     """
     from pathlib import Path
 
+    from flowloom import recipes
     from flowloom.lifecycle import registry
-    from flowloom.lifecycle.steps import hand_over, step_config
+    from flowloom.lifecycle.steps import hand_over
 
-    config = step_config("promote", recipe, overrides)
+    config = recipes.step_config("promote", recipe, overrides)
     result = registry.decide(config, version, Path(evaluation.path), champion or None)
     hand_over(result, decision, metrics)

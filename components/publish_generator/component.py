@@ -26,9 +26,9 @@ def publish_generator(
         metrics: Number of model files.
         generator: Tuned checkpoint, LoRA, records and card (`tune_generator`); else none joins.
     """
-    from flowloom import stages
-    from flowloom.lifecycle.steps import folders, hand_over, step_config
+    from flowloom import recipes, stages
+    from flowloom.lifecycle.steps import folders, hand_over
 
-    config = step_config("publish_generator", recipe, overrides, sources)
+    config = recipes.step_config("publish_generator", recipe, overrides, sources)
     inputs = folders(generator=generator)
     hand_over(stages.run("publish_generator", config, inputs), catalogue, metrics)

@@ -34,10 +34,10 @@ def report(
         start: Weights that GRPO went on from (`train_grpo`), likewise.
         adapter: Weights tuned by GRPO (`train_grpo`), likewise.
     """
-    from flowloom import stages
-    from flowloom.lifecycle.steps import folders, hand_over, step_config
+    from flowloom import recipes, stages
+    from flowloom.lifecycle.steps import folders, hand_over
 
-    config = step_config("report", recipe, overrides)
+    config = recipes.step_config("report", recipe, overrides)
     curves = [item for item in (designer, *(members or []), start, adapter) if item]
     found = {"evaluation": evaluation, "generator": generator, "decision": decision}
     inputs = folders(**found, training=curves or None)

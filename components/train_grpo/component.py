@@ -36,10 +36,10 @@ def train_grpo(
         summary: Metrics, digest and run of the stage, for a person.
         start: Weights of the round before (`train_grpo`) to go on from; else the designer's.
     """
-    from flowloom import stages
-    from flowloom.lifecycle.steps import folders, hand_over, step_config
+    from flowloom import recipes, stages
+    from flowloom.lifecycle.steps import folders, hand_over
 
-    config = step_config("train_grpo", recipe, overrides, sources)
+    config = recipes.step_config("train_grpo", recipe, overrides, sources)
     inputs = folders(
         catalogue=catalogue, triplets=triplets, designer=designer, reward=reward, start=start
     )

@@ -30,10 +30,10 @@ def train_reward(
         metrics: Errors, rank correlation.
         summary: Metrics, digest and run of the stage, for a person.
     """
-    from flowloom import stages
-    from flowloom.lifecycle.steps import folders, hand_over, step_config
+    from flowloom import recipes, stages
+    from flowloom.lifecycle.steps import folders, hand_over
 
     changes = {**overrides.get("train_reward", {}), "member": int(member)}
-    config = step_config("train_reward", recipe, {"train_reward": changes}, sources)
+    config = recipes.step_config("train_reward", recipe, {"train_reward": changes}, sources)
     inputs = folders(catalogue=catalogue, triplets=triplets)
     hand_over(stages.run("train_reward", config, inputs), trained, metrics, summary)

@@ -30,9 +30,9 @@ def train_sft(
         metrics: Losses in nats per token, validity.
         summary: Metrics, digest and run of the stage, for a person.
     """
-    from flowloom import stages
-    from flowloom.lifecycle.steps import folders, hand_over, step_config
+    from flowloom import recipes, stages
+    from flowloom.lifecycle.steps import folders, hand_over
 
-    config = step_config("train_sft", recipe, overrides, sources)
+    config = recipes.step_config("train_sft", recipe, overrides, sources)
     inputs = folders(catalogue=catalogue, pairs=pairs, triplets=triplets)
     hand_over(stages.run("train_sft", config, inputs), designer, metrics, summary)

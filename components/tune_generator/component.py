@@ -24,8 +24,8 @@ def tune_generator(
         metrics: Scores before and after.
         summary: Metrics, digest and run of the stage, for a person.
     """
-    from flowloom import stages
-    from flowloom.lifecycle.steps import hand_over, step_config
+    from flowloom import recipes, stages
+    from flowloom.lifecycle.steps import hand_over
 
-    config = step_config("tune_generator", recipe, overrides, sources)
+    config = recipes.step_config("tune_generator", recipe, overrides, sources)
     hand_over(stages.run("tune_generator", config), generator, metrics, summary)

@@ -205,7 +205,9 @@ def test_a_turn_begins_with_what_it_goes_by(monkeypatch):
     monkeypatch.setattr(turns, "begin", lambda *given: asked.append(given) or "3")
     begin = load("begin_turn").python_func
     assert begin("p", "demo", {}, "auto") == ("3", turns.sources())
-    assert asked == [("p", "demo", {}, "auto")]
+    with pytest.raises(ValueError, match="recipe: got 'huge', expected one of"):
+        begin("p", "huge", {}, "auto")
+    assert asked == [("p", "demo", {}, "auto"), ("p", "huge", {}, "auto")]
 
 
 def test_the_end_of_a_turn_is_recorded(monkeypatch):

@@ -16,9 +16,8 @@ def count_data(triplets: Path) -> dict[str, dict[str, int]]:
     """What the reward was trained and calibrated on: for each split prompts, workflows, renders."""
     from pyarrow import parquet
 
-    table = parquet.read_table(
-        triplets / "triplets.parquet", columns=["split", "prompt", "fingerprint"]
-    ).to_pydict()
+    paths = sorted(triplets.glob("triplets*.parquet"))
+    table = parquet.read_table(paths, columns=["split", "prompt", "fingerprint"]).to_pydict()
     found: dict[str, dict[str, int]] = {}
     for split in sorted(set(table["split"])):
         rows = [i for i, name in enumerate(table["split"]) if name == split]

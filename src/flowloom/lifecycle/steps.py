@@ -1,11 +1,11 @@
-"""What every component does: configure its stage, and hand artifact, metrics and summary on."""
+"""What every component does with a stage's result: hand artifact, metrics and summary on."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,29 +34,6 @@ class Metrics(Protocol):
 
     def log_metric(self, metric: str, value: float) -> None:
         """Record a final metric."""
-
-
-def step_config(
-    stage: str, recipe: str, overrides: Mapping[str, Any], sources: str | None = None
-) -> Any:
-    """The configuration of a step's stage.
-
-    Args:
-        stage: Name of the stage.
-        recipe: Name of the recipe.
-        overrides: Fields to replace, by stage.
-        sources: Digests of code and data that the turn began with, as `turns.sources` gives them.
-
-    Raises:
-        ValueError: If this process has other code or data: the engine's cache would take what it
-            makes for theirs.
-    """
-    from flowloom import recipes
-    from flowloom.lifecycle import turns
-
-    if sources is not None and sources != turns.sources():
-        raise ValueError(f"{stage}: sources: got {turns.sources()}, expected the turn's {sources}")
-    return recipes.stage_config(recipe, stage, overrides.get(stage))
 
 
 def folders(**artifacts: Folder | Sequence[Folder] | None) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from flowloom.lifecycle import tracking
-from flowloom.runs import code_digest, data_md5, home, write_json
+from flowloom.runs import code_digest, data_md5, home, storing, write_json
 
 KEY_FIELDS = ("pipeline", "recipe", "overrides", "data", "catalogue", "code")
 """What a turn must share with the latest one to resume it. (The champion changes by the turn.)"""
@@ -93,7 +93,7 @@ def sources() -> str:
 
 
 def begin(pipeline: str, recipe: str, overrides: Mapping[str, Any], champion: str) -> str:
-    """Check the arguments of a turn and freeze its champion; on a cluster, make its record.
+    """Freeze the champion of a turn; on a cluster, make its record.
 
     Args:
         pipeline: Name of the pipeline.
@@ -103,12 +103,7 @@ def begin(pipeline: str, recipe: str, overrides: Mapping[str, Any], champion: st
 
     Returns:
         The version to compare with; empty if none.
-
-    Raises:
-        ValueError: On an unknown recipe or field, or a value out of bounds.
     """
-    from flowloom import recipes
-
     name = os.environ.get("FLOWLOOM_TURN")
     folder = home() / "turns" / (name or "")
     if name and (folder / "turn.json").is_file():
@@ -123,7 +118,6 @@ def begin(pipeline: str, recipe: str, overrides: Mapping[str, Any], champion: st
         turn = _make(folder, key(pipeline, recipe, overrides), champion or None)
         turn.mark("running")
         tracking.drain()
-    recipes.resolve(recipe, overrides)
     return champion
 
 
@@ -183,6 +177,7 @@ def open_turn(
 
     Raises:
         ValueError: If turn `number` is neither the latest nor the next, or has another key.
+        StorageError: If the home folder takes no files.
     """
     last = latest()
     count = int(last.name) if last else 0
@@ -200,7 +195,9 @@ def open_turn(
     elif number != count + 1:
         expected = f"{count} (the latest) or {count + 1}" if count else "1 (there is none yet)"
         raise ValueError(f"turn: got {number}, expected {expected}")
-    return _make(home() / "turns" / f"{count + 1:04d}", fields, champion())
+    folder = home() / "turns" / f"{count + 1:04d}"
+    with storing(f"turn {folder.name}", folder):
+        return _make(folder, fields, champion())
 
 
 def _make(folder: Path, fields: Mapping[str, Any], champion: str | None) -> Turn:
@@ -217,8 +214,9 @@ def held(turn: Turn) -> Iterator[None]:
 
     Raises:
         ValueError: If another process holds it.
+        StorageError: If the folder takes no more files.
     """
-    with (turn.dir / "lock").open("a+") as file:
+    with storing(f"turn {turn.name}", turn.dir), (turn.dir / "lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -46,3 +46,25 @@ def stage_config(name: str, stage: str, overrides: Mapping[str, Any] | None = No
     if stage not in {field.name for field in dataclasses.fields(recipe)}:
         raise ValueError(f"stage: got {stage!r}, expected one of the recipe's stages")
     return getattr(recipe, stage)
+
+
+def step_config(
+    stage: str, recipe: str, overrides: Mapping[str, Any], sources: str | None = None
+) -> Any:
+    """The configuration of a step's stage.
+
+    Args:
+        stage: Name of the stage.
+        recipe: Name of the recipe.
+        overrides: Fields to replace, by stage.
+        sources: Digests of code and data that the turn began with, as `turns.sources` gives them.
+
+    Raises:
+        ValueError: If this process has other code or data: the engine's cache would take what it
+            makes for theirs.
+    """
+    from flowloom.lifecycle import turns
+
+    if sources is not None and sources != turns.sources():
+        raise ValueError(f"{stage}: sources: got {turns.sources()}, expected the turn's {sources}")
+    return stage_config(recipe, stage, overrides.get(stage))
