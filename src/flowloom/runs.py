@@ -71,15 +71,25 @@ def storing(who: str, folder: Path) -> Iterator[None]:
         ) from error
 
 
+_WORDS = {"database or disk is full": errno.ENOSPC, "readonly database": errno.EROFS}
+"""SQLite's own."""
+
+
+def _said(text: str) -> int | None:
+    """Number of a refusal by its words: writers that are not Python's have nothing else."""
+    found = re.search(r"os error (\d+)", text)
+    if found:
+        return int(found[1])
+    return next((number for words, number in _WORDS.items() if words in text), None)
+
+
 def _refusal(error: BaseException | None) -> tuple[int, str, str | None] | None:
     """Number, text and file of the refusal that `error` is or comes from, if it does."""
     while error is not None:
         if isinstance(error, OSError):
             number, file = error.errno, error.filename2 or error.filename
         else:
-            # The writers of torch and safetensors are not Python's and say it in words at most.
-            said = re.search(r"os error (\d+)", str(error))
-            number, file = int(said[1]) if said else None, None
+            number, file = _said(str(error)), None
         if number in _EXPECTED:
             return number, os.strerror(number), str(file) if file else None
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
@@ -124,11 +134,13 @@ def _replaced(path: Path) -> Iterator[Path]:
         yield partial
         os.replace(partial, path)
     except Exception as error:
-        if isinstance(error, OSError) and not error.filename:
-            error.filename = str(path)
         with suppress(OSError):
             partial.unlink()
-        raise
+        refused = _refusal(error)
+        if refused is None or refused[2]:
+            raise
+        number, text, _ = refused
+        raise OSError(number, text, str(path)) from error
 
 
 def _append(path: Path, line: str) -> None:
