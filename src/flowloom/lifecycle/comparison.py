@@ -107,7 +107,7 @@ def compare(records: Records, a: Subject, b: Subject) -> Comparison:
     return Comparison(
         titles=(a.title, b.title),
         facts=tuple(
-            (name, str(getattr(sides[0], name)), str(getattr(sides[1], name)))
+            (name, *(str(getattr(side, name) or "(none)") for side in sides))
             for name in ("stage", "digest", "data", "code", "commit", "catalogue")
         ),
         config=tuple(different(*configs)),

@@ -318,6 +318,8 @@ def _since(age_s: float) -> str:
 
 def _remove(folder: Path, before_s: float) -> bool:
     """Delete a folder, unless somebody holds it or touched it; it vanishes at once."""
+    if not folder.is_dir():  # somebody else deleted it
+        return False
     with storage.holding(folder) as mine:
         if not mine or storage.touched_s(folder) > before_s:
             return False

@@ -84,10 +84,13 @@ def remove(remote: Remote, digest: str, before_s: float) -> bool:
 
 def touched_s(folder: Path) -> float:
     """When something in a folder was last written, in seconds since the epoch."""
-    found = [folder, *folder.rglob("*")]
-    # The lock file is opened by whoever looks whether it is held.
-    times = [p.lstat().st_mtime for p in found if p.name != "lock" and (p == folder or p.exists())]
-    return max(times)
+    latest_s = 0.0
+    for path in (folder, *folder.rglob("*")):
+        # The lock file is opened by whoever looks whether it is held; others vanish meanwhile.
+        if path.name != "lock":
+            with contextlib.suppress(FileNotFoundError):
+                latest_s = max(latest_s, path.lstat().st_mtime)
+    return latest_s
 
 
 def is_held(folder: Path) -> bool:
