@@ -3,6 +3,7 @@
 Facts pinned here:
 - The mean after some epochs is the exponential one by hand, from the base on; the weights that are
   tuned are not touched by it.
+- A mean that takes over another's state goes on as that one would.
 - Inside `applied` the generator draws with the mean, after it with its own weights, to the bit,
   also when what is done inside fails.
 - Without a horizon nothing is kept and nothing changes.
@@ -40,6 +41,20 @@ def test_the_mean_by_hand():
     for name, value in average.state_dict().items():
         torch.testing.assert_close(value, base[name] + 0.9375)
         torch.testing.assert_close(flow.state_dict()[name], base[name] + 3)
+
+
+def test_the_mean_goes_on_where_it_was():
+    flow = generator()
+    average = WeightAverage(flow, 4)
+    shift(flow, 1.0)
+    average.update(flow)
+    other = WeightAverage(flow, 4)
+    other.load_state_dict({name: value.clone() for name, value in average.state_dict().items()})
+    shift(flow, 2.0)
+    for each in (average, other):
+        each.update(flow)
+    for name, value in average.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value)
 
 
 def test_applied_and_taken_back():

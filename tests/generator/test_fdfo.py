@@ -7,6 +7,8 @@ Facts pinned here:
 - Loss and logged values by hand, unit by unit: what moved too far either way counts as clipped.
 - With `keep_frac` the noises of the largest gaps are trained on; with `train_frac` that share; both
   are rounded up, and a gap is that of the row furthest from the mean, better or worse.
+- Passes and parts of any size add up; a step is no longer than the clip of its gradient; the
+  learning rate by hand.
 - Guided velocities are as by hand; those of the base do not move with the weights, nor do kept
   texts outlive an optimiser step.
 """
@@ -180,16 +182,48 @@ def test_fewer_units_than_minibatches_are_refused():
         step(config, method, flow, torch.optim.AdamW(flow.parameters()), part, torch.rand(8))
 
 
-def test_passes_add_up():
-    weights = []
-    for units_per_pass in (None, 2):
+def test_passes_and_parts_add_up():
+    weights, means = [], []
+    for units_per_pass, num_parts in ((None, 1), (2, 1), (None, 2)):
         config = dataclasses.replace(CONFIG, units_per_pass=units_per_pass, lr=1.0)
         method, flow = FDFO(FDFOConfig(), TIMES), tuned_flow()
-        part = part_of(method, flow)
-        rewards_B = part.paths.images_BCHW.flatten(1).mean(1)
-        step(config, method, flow, torch.optim.SGD(flow.parameters()), part, rewards_B)
+        prompts, size = draw_prompts(PromptsConfig(), "train", 4, (0, 0)), 4 // num_parts
+        parts = [
+            Part(
+                range(k, k + size), method.roll_out(flow, prompts[k : k + size], range(k, k + size))
+            )
+            for k in range(0, 4, size)
+        ]
+        rewards_B = torch.cat([part.paths.images_BCHW for part in parts]).flatten(1).mean(1)
+        advantages_B = method.advantages(rewards_B)
+        units_U2 = method.units(advantages_B, np.random.default_rng(0))
+        optimizer, share = torch.optim.SGD(flow.parameters()), Share(Processes(), 4, 2)
+        means.append(
+            tune.update(config, method, flow, optimizer, share, parts, advantages_B, units_U2, 0)
+        )
         weights.append(weights_of(flow))
-    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=2e-6)
+    for k in (1, 2):
+        torch.testing.assert_close(weights[0], weights[k], rtol=0, atol=2e-6)
+        assert means[k] == pytest.approx(means[0], rel=1e-4, abs=1e-6)
+
+
+def test_a_step_is_no_longer_than_the_clip():
+    config = dataclasses.replace(
+        CONFIG, num_minibatches=1, lr=1.0, lr_schedule="constant", grad_clip=0.01
+    )
+    method, flow = FDFO(FDFOConfig(), TIMES), tuned_flow()
+    part, before = part_of(method, flow), weights_of(flow)
+    rewards_B = 100 * part.paths.images_BCHW.flatten(1).mean(1)
+    logged = step(config, method, flow, torch.optim.SGD(flow.parameters()), part, rewards_B)
+    assert logged["train/grad_norm"] > 0.1
+    assert float((weights_of(flow) - before).norm()) == pytest.approx(0.01, rel=1e-2)
+
+
+def test_learning_rate_by_hand():
+    config = TuneGeneratorConfig(num_epochs=2, num_minibatches=2, warmup_steps=1)
+    assert [tune.rate(config, step) for step in range(4)] == [0.5, 0.75, 0.5, 0.25]
+    config = dataclasses.replace(config, lr_schedule="constant", warmup_steps=3)
+    assert [tune.rate(config, step) for step in range(5)] == [0.25, 0.5, 0.75, 1, 1]
 
 
 def states():

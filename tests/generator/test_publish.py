@@ -164,6 +164,7 @@ def test_a_fully_tuned_model_has_no_lora_and_sd3_nothing_but_one(run, tmp_path):
     base = sd3_record("some/sd3.5-medium", 24, (0, 1))
     assert base.family == "sd35-medium"
     assert sd3_record("x", 38, ()).family == "sd35-large"
+    assert sd3_record("x", 24, ()).family == "sd3-medium"
     exported = export(tmp_path / "b", model=model, adapter=adapter, base=base, name=NAME, card="")
     assert [(f.folder, f.family, f.role) for f in exported.files] == [
         ("loras", "sd35-medium", "lora")

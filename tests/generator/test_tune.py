@@ -8,6 +8,8 @@ Facts pinned here:
   with the epoch and the reason, and nothing is left but the run's log and checkpoints.
 - Scoring beside the drawing changes nothing: parts of any size give the same scores to the bit.
 - A hard reward that an easy one starves is raised when differences are balanced.
+- Each epoch has prompts, noise and an order of its own; what is written is the mean of the weights
+  where one is kept.
 - Tuning stops when a watched score falls, and keeps the weights of its best look.
 """
 
@@ -61,6 +63,7 @@ EVERYTHING = dataclasses.replace(
     guidance=2.0,
     lora=LoRAConfig(rank=2),
     balance_epochs=4.0,
+    average_epochs=2.0,
     watch=WatchConfig(every=2, rubric="contrast", num_prompts=2, num_seeds=1, max_drop=0.5),
     sample_rows=3,
     units_per_pass=2,
@@ -126,6 +129,24 @@ def test_killed_equals_left_alone(name, root, tmp_path, monkeypatch):
             assert process.exitcode == -signal.SIGKILL
         assert (folder / "work" / "state.pt").is_file()
         assert run_in(folder, config) == whole
+
+
+def test_resumed_in_the_same_process_equals_left_alone(root, tmp_path, monkeypatch):
+    whole = run_in(tmp_path / "whole", EVERYTHING)
+    with monkeypatch.context() as patch:
+        seen, draw = [], tune.roll_out
+
+        def breaks(*args):
+            seen.append(args[-1])
+            if args[-1] == 2:
+                raise KeyboardInterrupt
+            return draw(*args)
+
+        patch.setattr(tune, "roll_out", breaks)
+        with pytest.raises(KeyboardInterrupt):
+            run_in(tmp_path / "run", EVERYTHING)
+    assert seen == [0, 1, 2]
+    assert run_in(tmp_path / "run", EVERYTHING) == whole
 
 
 def free_port():
@@ -232,8 +253,22 @@ def test_alone_a_failure_names_the_epoch(root, tmp_path, monkeypatch):
     assert not list((tmp_path / "run" / "out.partial").iterdir())
 
 
-def test_artifact(root, tmp_path):
+def test_artifact(root, tmp_path, monkeypatch):
+    epochs = [[], [], []]
+    for name, places in (("roll_out", {0: 3, 1: 4}), ("update", {2: 7})):
+        call = getattr(tune, name)
+
+        def recorded(*args, call=call, places=places):
+            for kind, place in places.items():
+                epochs[kind].append(np.array(args[place]).tolist())
+            return call(*args)
+
+        monkeypatch.setattr(tune, name, recorded)
     metrics, _ = run_in(tmp_path / "run", dataclasses.replace(CONFIG, lora=LoRAConfig(rank=2)))
+    # Prompts, noise and the order of the same units are an epoch's own.
+    for kind in epochs:
+        assert len({str(each) for each in kind}) == 3
+    assert len({str(sorted(units)) for units in epochs[2]}) == 1
     out = tmp_path / "run" / "out"
     names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     assert names == {
@@ -255,6 +290,24 @@ def test_artifact(root, tmp_path):
     lift = curve["after"]["serve/score"] - curve["before"]["serve/score"]
     assert metrics["generator/lift"] == pytest.approx(lift)
     assert (out / "grid_before.png").read_bytes() != (out / "grid_after.png").read_bytes()
+
+
+def test_the_mean_of_the_weights_is_written(root, tmp_path):
+    models, furthest = {}, 0.0
+    for reach in (None, 1.0, 2.0):
+        config = dataclasses.replace(
+            CONFIG, num_epochs=1, lr=1e-2, warmup_steps=0, average_epochs=reach
+        )
+        out = tmp_path / str(reach) / "out" / "models" / "checkpoints" / CONFIG.name
+        run_in(tmp_path / str(reach), config)
+        models[reach] = load(out).state_dict()
+    for name, base in tiny_model().state_dict().items():
+        plain = models[None][name]
+        assert torch.equal(models[1.0][name], plain)
+        furthest = max(furthest, float((plain - base).abs().max()))
+        # One of two parts is the base; files are float16.
+        torch.testing.assert_close(models[2.0][name], (base + plain) / 2, rtol=2e-3, atol=2e-4)
+    assert furthest > 5e-3
 
 
 def test_parts_do_not_matter():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flowloom import score
-from flowloom.score.rubric import COST_WEIGHT, RUBRICS, Rubric, Term, get_rubric
+from flowloom.score.rubric import RUBRICS, Rubric, Term, get_rubric
 from flowloom.score.scorers import MAX_CHARACTERS, MAX_WORDS, read_prompt
 from flowloom.shapes import drawing, prompts
 
@@ -118,7 +118,7 @@ def test_cost_can_enter():
     free, dear = rubric.score([spec.text] * 2, [image] * 2, [0, 10**9])
     assert free["thrift"] == 1.0
     assert dear["thrift"] == 0.5
-    lost = COST_WEIGHT / 2 * free["faithfulness"]
+    lost = 0.2 / 2 * free["faithfulness"]
     assert dear["score"] == pytest.approx(free["score"] - lost, abs=TOLERANCE)
     # A cost that nobody counted is not a cost of 0.
     with pytest.raises(ValueError, match="rubric 'shapes-thrift': got no counted costs"):
