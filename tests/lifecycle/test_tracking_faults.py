@@ -80,9 +80,14 @@ def in_turn(monkeypatch):
 @pytest.fixture
 def handed(tracked):
     """A task's run that an engine made, below that of its pipeline run."""
-    experiment = tracked.create_experiment("pipelines")
+    experiment = engines_experiment(tracked)
     above = tracked.create_run(experiment).info.run_id
     return tracked.create_run(experiment, tags={PARENT: above}).info.run_id
+
+
+def engines_experiment(client):
+    where = (runs.home() / "engine").as_uri()
+    return client.create_experiment("pipelines", artifact_location=where)
 
 
 def everything(client):
@@ -249,7 +254,7 @@ def test_an_attempt_on_another_disk_adds_only_what_is_new(tracked, make_run, han
 def test_a_pipeline_run_in_one_process_has_its_run_joined_by_the_turn(
     tracked, make_run, monkeypatch, in_turn
 ):
-    given = tracked.create_run(tracked.create_experiment("elsewhere")).info.run_id
+    given = tracked.create_run(engines_experiment(tracked)).info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", given)
     turn = turns.open_turn(dict.fromkeys(turns.KEY_FIELDS, "x"), lambda: None)
     with turns.held(turn):
