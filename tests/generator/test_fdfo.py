@@ -243,6 +243,16 @@ def test_guided_velocity_by_hand():
         torch.testing.assert_close(guided, v_empty + 2.5 * (v - v_empty), rtol=1e-4, atol=1e-5)
 
 
+def test_kept_texts_are_each_prompts_own():
+    x, t, prompts = states()
+    flow, others = ShapesFlow(tiny_model()), [prompts[1], "a star", prompts[0]]
+    with torch.no_grad():
+        flow.velocity(x, t, prompts)
+        kept = flow.velocity(x, t, others)
+        fresh = ShapesFlow(tiny_model()).velocity(x, t, others)
+    torch.testing.assert_close(kept, fresh, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("lora", [None, LoRAConfig(rank=2)])
 def test_base_stays_and_kept_texts_do_not(lora):
     model, (x, t, prompts) = tiny_model().requires_grad_(True), states()

@@ -168,6 +168,11 @@ def test_the_diffusers_form_is_what_diffusers_writes_and_loads(tmp_path):
         k: v.shape for k, v in written.items()
     }
 
+    # The scale, 5 / 3, is in B.
+    for key, value in adapter.state_dict().items():
+        factor = 5 / 3 if key.endswith("lora_B.weight") else 1
+        torch.testing.assert_close(load_file(path)[f"transformer.{key}"], factor * value)
+
     fresh = sd3()
     before = see(fresh)
     state, metadata = SD3LoraLoaderMixin.lora_state_dict(path, return_lora_metadata=True)

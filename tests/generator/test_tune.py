@@ -147,6 +147,9 @@ def test_resumed_in_the_same_process_equals_left_alone(root, tmp_path, monkeypat
             run_in(tmp_path / "run", EVERYTHING)
     assert seen == [0, 1, 2]
     assert run_in(tmp_path / "run", EVERYTHING) == whole
+    # Every second epoch, and what is written at last.
+    curve = json.loads((tmp_path / "run" / "out" / "curve.json").read_text())
+    assert [look["epoch"] for look in curve["looks"]] == [0, 2, 3]
 
 
 def free_port():
