@@ -212,6 +212,16 @@ def test_encoders_are_gone_and_embeddings_on_disk_are_fresh_ones(config, folder)
         torch.testing.assert_close(given, fresh, **EXACT)
 
 
+def test_embeddings_are_the_pipelines(config, pipeline):
+    context_BSE, pooled_BP = load_sd3(config, LORA, PROMPTS).embeddings(PROMPTS)
+    expected_BSE, _, expected_BP, _ = pipeline.encode_prompt(
+        PROMPTS, None, None, do_classifier_free_guidance=False,
+        max_sequence_length=tiny_sd3.NUM_T5_TOKENS,
+    )  # fmt: skip
+    torch.testing.assert_close(context_BSE, expected_BSE, **EXACT)
+    torch.testing.assert_close(pooled_BP, expected_BP, **EXACT)
+
+
 def test_an_encoder_that_is_still_held_is_noticed(config, monkeypatch):
     held = []
     build = TextEncoders.__init__
