@@ -177,6 +177,7 @@ def test_every_configuration_comes_back_from_its_json():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_second_checkout_reproduces_and_names_what_changed(tmp_path):
     second = tmp_path / "second"
     skip = shutil.ignore_patterns("__pycache__")

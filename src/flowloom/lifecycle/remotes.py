@@ -42,7 +42,10 @@ class Remote(Protocol):
     """Its folder or address."""
 
     def has(self, digest: str, size: int) -> bool:
-        """Whether it holds this object of `size` bytes."""
+        """Whether it holds this object of `size` bytes; if so, its age begins anew.
+
+        So nobody who deletes what is old takes an object away from a publisher that relies on it.
+        """
         ...
 
     def put(self, digest: str, source: Path) -> None:
@@ -159,9 +162,13 @@ class LocalRemote:
         """See `Remote`. Read again, so that publishing mends what was damaged."""
         path = self._path(digest)
         try:
-            return path.stat().st_size == size and self.digest_of(digest) == digest
+            if path.stat().st_size != size or self.digest_of(digest) != digest:
+                return False
+            with contextlib.suppress(PermissionError):  # of another owner: its age stays
+                os.utime(path)
         except FileNotFoundError:
             return False
+        return True
 
     def put(self, digest: str, source: Path) -> None:
         """See `Remote`."""
