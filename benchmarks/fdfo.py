@@ -9,10 +9,11 @@ guidance; every few epochs held-out prompts are judged as it is tuned.
 
 A curve is the best rising fit (isotonic regression) of a run's looks. The ratio of a seed is the
 number of pictures after which FDFO's curve reaches the end of Flow-GRPO's, over the number after
-which Flow-GRPO's own does; null where FDFO's never does. Printed: the median over seeds with its
-95 % bootstrap interval over seeds and held-out prompts. Beside it, of the end: the reward, a score
-not trained on (likeness to a clean drawing of what was asked), feature diversity among pictures
-that satisfy their prompt relative to the base's, values out of range, the velocity's drift.
+which Flow-GRPO's own does; null where FDFO's never does. FDFO is left half of Flow-GRPO's pictures.
+Printed: the median over seeds with its 95 % bootstrap interval over seeds and held-out prompts.
+Beside it, of the end: the reward, a score not trained on (likeness to a clean drawing of what was
+asked), feature diversity among pictures that satisfy their prompt relative to the base's, values
+out of range, the velocity's drift.
 
 Runs are kept under FLOWLOOM_HOME and found again by the same command.
 """
@@ -70,50 +71,58 @@ def with_method(method, **fields):
 
 LAYERS = ("to_q", "to_k", "to_v", "to_out", "text_k", "text_v", "up", "down")
 LORA = LoRAConfig(rank=8, alpha=8.0, target_modules=LAYERS)
-SMOOTH = {"average_epochs": 5.0}
 
 
-def early(num_steps=4, group_size=16, **fields):
-    """Flow-GRPO with noise in the first steps alone."""
-    return FlowGRPOConfig(window=num_steps, window_frac=0.0, group_size=group_size, **fields)
+def fdfo(num_branches=4, *, churn=0.1, min_rms=0.1, kl_coef=0.3, **fields):
+    """FDFO with half of the pictures; the rate falls to 0, and the mean is over two epochs."""
+    method = FDFOConfig(num_branches=num_branches, churn=churn, min_rms=min_rms, kl_coef=kl_coef)
+    settings = {"num_epochs": 16, "lr": 8e-4, "lr_schedule": "linear", "average_epochs": 2.0}
+    return with_method(method, **{**settings, **fields})
 
 
-def branches(number, min_rms=0.05, **fields):
-    """FDFO with a churn that makes branches differ in what they show."""
-    return FDFOConfig(num_branches=number, churn=0.1, min_rms=min_rms, **fields)
+def flow_grpo(num_noisy=4, *, group_size=8, noise_level=0.7, **fields):
+    """Flow-GRPO with noise in the first steps alone; None: in all but the last."""
+    method = FlowGRPOConfig(
+        window=num_noisy,
+        window_frac=None if num_noisy is None else 0.0,
+        group_size=group_size,
+        noise_level=noise_level,
+    )
+    return with_method(method, **{"lora": LORA, "lr": 2e-3, "average_epochs": 5.0, **fields})
 
 
 # The best of the sweeps among those that keep 80 % of the base's diversity; docs/log.md has them.
 BASELINE, BEST = "Flow-GRPO", "FDFO, 4 branches"
-METHODS = {
-    "FDFO": with_method(branches(2, kl_coef=0.3), **SMOOTH),
-    BEST: with_method(branches(4, kl_coef=0.3), **SMOOTH),
-    BASELINE: with_method(early(), lora=LORA, lr=2e-3, **SMOOTH),
-}
+METHODS = {"FDFO": fdfo(2), BEST: fdfo(), BASELINE: flow_grpo()}
+CONSTANT = {"lr_schedule": "constant"}
 SWEEPS = {
     "FDFO": {
-        "churn .03": with_method(FDFOConfig()),
-        "churn .1": with_method(branches(2)),
-        "churn .1, long warm-up": with_method(branches(2), warmup_steps=32),
-        "churn .1, LoRA, lr 2e-3": with_method(branches(2), lora=LORA, lr=2e-3),
-        "4 branches": with_method(branches(4)),
-        "4 branches, KL .3, mean": METHODS[BEST],
-        "4 branches, min_rms .2, mean": with_method(branches(4, 0.2), **SMOOTH),
-        "4 branches, min_rms .2, LoRA, mean": with_method(
-            branches(4, 0.2), lora=LORA, lr=4e-3, **SMOOTH
+        "2 branches": METHODS["FDFO"],
+        "2 branches, churn .03, KL .1, min_rms .05, lr 3e-4, constant": fdfo(
+            2, churn=0.03, min_rms=0.05, kl_coef=0.1, lr=3e-4, average_epochs=None, **CONSTANT
         ),
+        "4 branches": METHODS[BEST],
+        "min_rms .05": fdfo(min_rms=0.05),
+        "min_rms .05, lr 5e-4, constant": fdfo(min_rms=0.05, lr=5e-4, **CONSTANT),
+        "min_rms .05, lr 3e-4, constant": fdfo(min_rms=0.05, lr=3e-4, **CONSTANT),
+        "min_rms .2, lr 6e-4, constant": fdfo(min_rms=0.2, lr=6e-4, **CONSTANT),
+        "KL .5, lr 1e-3": fdfo(kl_coef=0.5, lr=1e-3),
+        "churn .3": fdfo(churn=0.3),
+        "8 steps per epoch, lr 5e-4": fdfo(num_minibatches=8, lr=5e-4),
+        "LoRA, min_rms .2, lr 4e-3, constant": fdfo(min_rms=0.2, lr=4e-3, lora=LORA, **CONSTANT),
     },
     BASELINE: {
-        "all steps, lr 1e-3": with_method(FlowGRPOConfig(), lr=1e-3),
-        "all steps, lr 3e-4": with_method(FlowGRPOConfig()),
-        "all steps, noise .3, groups of 16": with_method(
-            FlowGRPOConfig(noise_level=0.3, group_size=16)
-        ),
-        "first 4 steps, LoRA, lr 4e-3, mean": with_method(early(), lora=LORA, lr=4e-3, **SMOOTH),
-        "first 4 steps, lr 3e-4": with_method(early()),
-        "first 2 steps, lr 3e-4": with_method(early(2)),
-        "first 4 steps, groups of 32": with_method(early(4, 32), lr=2e-4),
-        "first 4 steps, LoRA, mean": METHODS[BASELINE],
+        "groups of 8": METHODS[BASELINE],
+        "noise in all steps, all weights, lr 3e-4": flow_grpo(None, lora=None, lr=3e-4),
+        "all weights, lr 3e-4": flow_grpo(lora=None, lr=3e-4),
+        "groups of 16": flow_grpo(group_size=16),
+        "groups of 4": flow_grpo(group_size=4),
+        "groups of 16, noise 1": flow_grpo(group_size=16, noise_level=1.0),
+        "groups of 16, noise .5": flow_grpo(group_size=16, noise_level=0.5),
+        "lr 3e-3": flow_grpo(lr=3e-3),
+        "mean of 2 epochs": flow_grpo(average_epochs=2.0),
+        "groups of 16, 8 steps per epoch": flow_grpo(group_size=16, num_minibatches=8),
+        "groups of 16, noise in the first 5 steps": flow_grpo(5, group_size=16),
     },
 }
 
@@ -150,32 +159,41 @@ def images_to(images_N, scores_N, target):
     return float(images_N[after - 1] + share * (images_N[after] - images_N[after - 1]))
 
 
-def ratio_of(images_N, ours_NP, theirs_NP):
-    """Pictures that ours needs per picture of theirs to reach the end of theirs."""
-    target = float(isotonic_regression(theirs_NP.mean(1)).x[-1])
-    ours, theirs = (
-        images_to(images_N, scores_NP.mean(1), target) for scores_NP in (ours_NP, theirs_NP)
+def ratio_of(ours, theirs):
+    """Pictures that ours needs per picture of theirs to reach the end of theirs.
+
+    Args:
+        ours: Pictures at each look `[N]`, and scores `[N, P]`.
+        theirs: The same of the other method; it may have other looks.
+    """
+    target = float(isotonic_regression(theirs[1].mean(1)).x[-1])
+    needed, own = (
+        images_to(images_N, scores_NP.mean(1), target) for images_N, scores_NP in (ours, theirs)
     )
     # Where theirs never rose there is nothing to be compared with.
-    return ours / theirs if theirs > images_N[0] else np.nan
+    return needed / own if own > theirs[0][0] else np.nan
 
 
-def ratio_and_interval(images_N, ours, theirs):
+def ratio_and_interval(ours, theirs):
     """Median over seeds, and its bootstrap interval; both sides see the same prompts.
 
     Args:
-        images_N: Pictures at each look.
-        ours: Scores of each seed, `[N, P]`.
+        ours: Pictures and scores of each seed, as `ratio_of` takes them.
         theirs: The same of the other method.
     """
     rng = np.random.default_rng(0)
-    alone = [ratio_of(images_N, *pair) for pair in zip(ours, theirs, strict=True)]
+    pairs = list(zip(ours, theirs, strict=True))
+    alone = [ratio_of(*pair) for pair in pairs]
     medians = []
     for _ in range(NUM_RESAMPLES):
         ratios = []
-        for seed in rng.integers(len(ours), size=len(ours)):
-            picked_P = rng.integers(ours[seed].shape[1], size=ours[seed].shape[1])
-            ratios.append(ratio_of(images_N, ours[seed][:, picked_P], theirs[seed][:, picked_P]))
+        for seed in rng.integers(len(pairs), size=len(pairs)):
+            picked_P = rng.integers(ours[seed][1].shape[1], size=ours[seed][1].shape[1])
+            ratios.append(
+                ratio_of(
+                    *((images_N, scores_NP[:, picked_P]) for images_N, scores_NP in pairs[seed])
+                )
+            )
         medians.append(np.nanmedian(ratios) if np.isfinite(ratios).any() else np.inf)
     low, high = np.quantile(medians, [0.025, 0.975], method="inverted_cdf")
     return alone, float(np.nanmedian(alone)), [float(low), float(high)]
@@ -235,16 +253,15 @@ def main():
         name: [tune(dataclasses.replace(config, seed=seed), options.quick) for seed in seeds]
         for name, config in METHODS.items()
     }
-    images_N = runs[BASELINE][0][0]
     figures = {"image_ratio": None, "interval": [None, None]}
-    theirs = [scores[TRAINED] for _, scores, _ in runs[BASELINE]]
+    theirs = [(images_N, scores[TRAINED]) for images_N, scores, _ in runs[BASELINE]]
     for name, found in runs.items():
         row = figures[name] = summary(found)
         print(f"\n{name}: " + ", ".join(f"{key} {value}" for key, value in row.items()))
         if name == BASELINE:
             continue
-        ours = [scores[TRAINED] for _, scores, _ in found]
-        alone, median, interval = ratio_and_interval(images_N, ours, theirs)
+        ours = [(images_N, scores[TRAINED]) for images_N, scores, _ in found]
+        alone, median, interval = ratio_and_interval(ours, theirs)
         row |= {"image_ratio": finite(median), "interval": [finite(end) for end in interval]}
         row["image_ratios"] = [finite(value) for value in alone]
         seeds_ = ", ".join(f"{value:.2f}" for value in alone)
@@ -255,7 +272,7 @@ def main():
         panels = {
             title: {
                 name: Curve(
-                    images_N=images_N,
+                    images_N=found[0][0],
                     rewards_RN=np.stack([scores[key].mean(1) for _, scores, _ in found]),
                 )
                 for name, found in runs.items()
