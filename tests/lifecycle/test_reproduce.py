@@ -5,23 +5,21 @@ Facts pinned:
 - a chain is repeated in order and stops at the first artifact that differs, its file named;
 - another code, data file, catalogue, package version or configuration is named before anything;
 - every recipe's configuration comes back from `config.json` as it was, derived fields too;
-- in a second checkout, with the tracker and the remote alone, a stage gives the same bytes, and
+- a stage that fails here is said to fail; a model's folder is built again from published parts;
+- in a second checkout, with the tracker and the remote alone, a chain gives the same bytes, and
   with one byte of data or one value of the configuration changed that is named (slow).
 """
 
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from flowloom import recipes, runs
 from flowloom.config import override, to_dict
-from flowloom.lifecycle import packages, reproduce, surroundings, versioning
+from flowloom.lifecycle import packages, registry, reproduce, surroundings, versioning
 from flowloom.lifecycle.records import Records
 from flowloom.recipes import RECIPES
 
@@ -176,56 +174,83 @@ def test_every_configuration_comes_back_from_its_json():
             assert json.dumps(to_dict(again)) == recorded, (name, field.name)
 
 
+def test_a_stage_that_fails_here_is_an_outcome_of_its_own(chain):
+    found, lines = go(folder_of("train_grpo"))  # the real stage knows no such configuration
+    assert found.failed
+    assert not found.equal
+    assert found.outcomes[0].got is None
+    assert lines[-1].startswith("failed here: train_grpo: ")
+    assert "text" in lines[-1]
+
+
+def test_a_model_is_put_together_again_from_its_published_parts(tracked, make_parts):
+    parts = make_parts()
+    for part in parts.values():
+        versioning.publish(part)
+    result, version = registry.register(parts)
+    shutil.rmtree(result.out_dir.parent)
+    records, lines = Records(), []
+    plan = reproduce.plan(records, records.subject(f"flow-designer/{version}"), from_inputs=True)
+    found = reproduce.reproduce(records, plan, say=lines.append)
+    assert found.equal, lines
+    assert [item.got for item in found.outcomes] == [result.digest]
+
+
+SMALL = {
+    "tune_generator": {
+        "num_epochs": 1, "images_per_epoch": 4,
+        "judging": {"num_prompts": 2, "num_grid_prompts": 1},
+    },
+    "publish_generator": {},
+    "build_pairs": {"num_pairs": 40},
+}  # fmt: skip
+"""A chain with what the smallest recipe still has too much of."""
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_second_checkout_reproduces_and_names_what_changed(tmp_path):
+def test_a_second_checkout_reproduces_and_names_what_changed(tracked, tmp_path, monkeypatch):
+    from flowloom import stages
+
+    made = {}
+    smoke = recipes.resolve("smoke")
+    for stage, changed in SMALL.items():
+        given = {"publish_generator": "generator", "build_pairs": "catalogue"}.get(stage)
+        inputs = {given: list(made.values())[-1].out_dir} if given else {}
+        made[stage] = stages.run(stage, override(getattr(smoke, stage), changed), inputs)
+    first = runs.home()
+    shutil.rmtree(first / "runs")  # only the tracker and the remote are left
+
     second = tmp_path / "second"
     skip = shutil.ignore_patterns("__pycache__")
     for name in ("src", "data", "data-seed", ".dvc"):
         shutil.copytree(ROOT / name, second / name, ignore=skip if name == "src" else None)
     shutil.copyfile(ROOT / "data.dvc", second / "data.dvc")
-    first = {
-        **os.environ,
-        "FLOWLOOM_HOME": str(tmp_path / "home"),
-        "PYTHONPATH": str(second / "src"),
-    }
-
-    def flowloom(*arguments, **more):
-        done = subprocess.run(
-            [sys.executable, "-m", "flowloom", *arguments],
-            cwd=second, env={**first, **more}, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        return done.returncode, done.stdout + done.stderr
-
-    small = ("num_epochs=1", "images_per_epoch=4", "judging.num_prompts=2")
-    sets = [part for value in (*small, "judging.num_grid_prompts=1") for part in ("--set", value)]
-    status, said = flowloom("run", "tune_generator", "--recipe", "smoke", *sets)
-    assert status == 0, said
-    (folder,) = (tmp_path / "home" / "runs" / "tune_generator").iterdir()
-    from mlflow import MlflowClient
-
-    uri = f"sqlite:///{tmp_path / 'home' / 'mlflow.db'}"
-    (run,) = MlflowClient(uri).search_runs(["1"], "tags.`flowloom.stage` = 'tune_generator'")
-    shutil.rmtree(folder)  # only the tracker and the remote are left
+    monkeypatch.chdir(second)
     there = {
-        "FLOWLOOM_HOME": str(second / ".flowloom"),
-        "FLOWLOOM_STORE": str(tmp_path / "home" / "store"),
-        "MLFLOW_TRACKING_URI": uri,
-    }
-    status, said = flowloom("reproduce", run.info.run_id, **there)
-    assert (status, "not as it was" in said) == (0, False), said
-    assert "equal: tune_generator" in said
+        "FLOWLOOM_HOME": second / ".flowloom", "FLOWLOOM_STORE": first / "store",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{first / 'mlflow.db'}", "PYTHONPATH": second / "src",
+    }  # fmt: skip
+    for name, value in there.items():
+        monkeypatch.setenv(name, str(value))
+    (pairs,) = Records().by_digest(made["build_pairs"].digest)
+    (run_id,) = pairs.run_ids
 
-    status, said = flowloom("reproduce", run.info.run_id, "--set", "lr=0.01", **there)
-    assert status == 1, said
-    assert "cause: tune_generator: config: lr: got 0.01" in said
-    assert "different: tune_generator: got" in said
+    found, lines = go(run_id, model=True)
+    assert [item.stage for item in found.outcomes] == list(SMALL), lines
+    assert [item.got for item in found.outcomes] == [result.digest for result in made.values()]
+    assert found.equal
+    assert found.changes == ()
+
+    found, lines = go(run_id, overrides={"num_pairs": 41})
+    assert found.changes == ("build_pairs: config: num_pairs: got 41, the run had 40",)
+    assert lines[-1].startswith("different: build_pairs: got ")
 
     weights = second / "data" / "models" / "checkpoints" / "shapes-base.safetensors"
     weights.chmod(0o644)
     data = bytearray(weights.read_bytes())
     data[-1001] ^= 1
     weights.write_bytes(data)
-    status, said = flowloom("reproduce", run.info.run_id, **there)
-    assert status == 1, said
-    assert "cause: data: models/checkpoints/shapes-base.safetensors: got digest" in said
+    found, lines = go(run_id, model=True)
+    assert [item.stage for item in found.outcomes if not item.equal] == ["tune_generator"], lines
+    assert found.left == ("publish_generator", "build_pairs")
+    assert found.changes[1].startswith("data: models/checkpoints/shapes-base.safetensors: got dig")

@@ -89,6 +89,15 @@ def test_the_latest_turn_with_all_it_was_made_from_stays():
     assert look().items == ()
 
 
+def test_what_any_maker_of_a_needed_artifact_read_stays():
+    inputs = [finished("build_pairs", text) for text in ("a", "b")]
+    twins = [finished("train_sft", "same", {"pairs": result.digest}) for result in inputs]
+    assert twins[0].digest == twins[1].digest
+    turn("0001", twins[1])
+    age()
+    assert look().items == ()
+
+
 def test_a_turn_that_did_not_end_well_stays():
     old, new = finished("train_sft", "old"), finished("train_sft", "new", {"x": "1"})
     turn("0001", old, status="failed")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SHORT = 12
 """Digits of a digest that are shown to people."""
+UNEXPLAINED = "nothing that is recorded: the stage is not deterministic"
 
 
 def lineage(parsed: Namespace) -> int:
@@ -63,7 +64,8 @@ def reproduce(parsed: Namespace) -> int:
     elif found.equal:
         say(f"{subject.title}: equal, {counted(len(found.outcomes), 'artifact')}")
     else:
-        for line in found.changes or ("nothing that is recorded: the stage is not deterministic",):
+        unexplained = () if found.failed else (UNEXPLAINED,)
+        for line in found.changes or unexplained:
             say(f"cause: {line}")
         if found.left:
             say(f"not tried: {', '.join(found.left)}")

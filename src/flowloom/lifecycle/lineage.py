@@ -70,7 +70,11 @@ class Lineage:
 
 
 def trace(
-    records: Records, digests: Sequence[str], first: Mapping[str, Record] | None = None
+    records: Records,
+    digests: Sequence[str],
+    first: Mapping[str, Record] | None = None,
+    *,
+    every: bool = False,
 ) -> Lineage:
     """The lineage of artifacts.
 
@@ -78,6 +82,7 @@ def trace(
         records: Where runs are looked up.
         digests: The artifacts.
         first: Runs to follow for artifacts that several made.
+        every: Follow all runs that made an artifact instead of the first.
     """
     done: dict[str, Artifact] = {}
     # A loop, not a recursion: turn upon turn, a lineage grows long.
@@ -98,8 +103,10 @@ def trace(
             makers = (chosen, *(record for record in makers if record.key != chosen.key))
         opened[digest] = Artifact(digest=digest, makers=makers, followed=followed)
         waiting.append((digest, followed, True))
-        for name, inputs in reversed(list(opened[digest].inputs.items())):
-            waiting += [(item, name != OPPONENT, False) for item in reversed(inputs)]
+        read = [maker.artifacts for maker in makers] if every and followed else []
+        for read_from in reversed(read or [opened[digest].inputs]):
+            for name, inputs in reversed(list(read_from.items())):
+                waiting += [(item, name != OPPONENT, False) for item in reversed(inputs)]
     return Lineage(roots=tuple(digests), artifacts=done)
 
 

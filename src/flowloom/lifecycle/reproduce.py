@@ -80,6 +80,11 @@ class Reproduction:
     """Stages that were not reached."""
 
     @property
+    def failed(self) -> bool:
+        """Whether a stage ended without an artifact."""
+        return any(outcome.got is None for outcome in self.outcomes)
+
+    @property
     def equal(self) -> bool:
         """Whether every artifact is the same, byte by byte."""
         return all(outcome.equal for outcome in self.outcomes) and not self.left
@@ -148,7 +153,7 @@ def reproduce(
         keep: Leave the fresh home, with what was made, where it is.
 
     Raises:
-        ValueError: An input cannot be had, or a stage fails here.
+        ValueError: A configuration or an input cannot be had.
     """
     identities = [dict(records.identity(record)) for record in chain]
     used = [identity["config"] for identity in identities]

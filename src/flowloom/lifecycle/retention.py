@@ -171,7 +171,8 @@ def _needed(records: Records) -> dict[str, str]:
         ("of the latest turn, or of one under way", [*_turns(), *_running(records)]),
         ("unfinished, or not yet recorded", _unfinished()),
     ):
-        for digest in lineage.trace(records, list(dict.fromkeys(roots))).artifacts:
+        # Which of several makers somebody will ask about is not known here.
+        for digest in lineage.trace(records, list(dict.fromkeys(roots)), every=True).artifacts:
             reasons.setdefault(digest, reason)
     return reasons
 
