@@ -150,8 +150,7 @@ def evaluation_dir(tmp_path):
 def generator_dir(tmp_path):
     folder = tmp_path / "generator"
     folder.mkdir()
-    _grid(folder / "grid_before.png", 0)
-    _grid(folder / "grid_after.png", 1)
+    _grid(folder / "grid.png", 0)
     (folder / "files.json").write_text(json.dumps([{"name": "shapes-base-fdfo.safetensors"}]))
     before = {"serve/score": 0.31, "serve/single": 0.4, "serve/out_of_range": 0.01}
     after = {"serve/score": 0.55, "serve/single": 0.7, "serve/out_of_range": 0.02}

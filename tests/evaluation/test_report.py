@@ -56,8 +56,8 @@ def test_page_is_self_contained_and_complete(
     tags.feed(text)
     assert tags.addresses
     assert all(address.startswith("data:image/png;base64,") for address in tags.addresses)
-    # Two policies x two seeds x four prompts, two grids.
-    assert len(tags.addresses) == 18
+    # Two policies x two seeds x four prompts, one grid.
+    assert len(tags.addresses) == 17
     assert "beats the best fixed workflow by 0.110" in text
     assert "+0.080 to +0.142" in text
     assert "promoted to champion" in text

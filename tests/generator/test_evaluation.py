@@ -27,7 +27,7 @@ from flowloom.generator.evaluation import draw, draw_rows, drift, judge, noise, 
 from flowloom.generator.judged import Judged, describe, gain, ratio, signs_of_hacking
 from flowloom.generator.judging_config import JudgingConfig, Setting
 from flowloom.generator.picture_facts import PictureFacts
-from flowloom.generator.pictures import write_comparison, write_grid
+from flowloom.generator.pictures import write_comparison
 from flowloom.score.rubric import Rubric, Term, get_rubric
 from flowloom.shapes import drawing
 from flowloom.shapes.drawing import Placed
@@ -459,9 +459,6 @@ def test_grid_shows_base_above_tuned(tmp_path):
     assert tall.max() == 128
     assert (tall == 128).sum() == 3 * 64
     assert (tall == 64).sum() >= 3 * 64
-    write_grid(tmp_path / "plain.png", PROMPTS[:3], sides["base"])
-    plain = np.asarray(Image.open(tmp_path / "plain.png").convert("L"))
-    assert ((plain == 0).sum(0) == 128).sum() == 2 * 64
     with pytest.raises(ValueError, match="pictures of 3 prompts for 'base', expected 4"):
         write_comparison(tmp_path / "bad.png", PROMPTS, sides)
 

@@ -23,6 +23,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from flowloom.generator import tune, watch
 from flowloom.generator.config import (
@@ -279,8 +280,7 @@ def test_artifact(root, tmp_path, monkeypatch):
         "curve.json",
         "judged.json",
         "files.json",
-        "grid_after.png",
-        "grid_before.png",
+        "grid.png",
         "models/checkpoints/tiny-tuned.safetensors",
         "models/loras/tiny-tuned-lora.safetensors",
     }
@@ -292,7 +292,9 @@ def test_artifact(root, tmp_path, monkeypatch):
     assert total == pytest.approx(np.dot([0.9, 0.1], [terms, contrasts]).tolist(), abs=1e-5)
     lift = curve["after"]["serve/score"] - curve["before"]["serve/score"]
     assert metrics["generator/lift"] == pytest.approx(lift)
-    assert (out / "grid_before.png").read_bytes() != (out / "grid_after.png").read_bytes()
+    # Under the prompt, 18 px and a gap of 4, two rows of 64 px and a gap; names left of 60 px.
+    pixels = np.asarray(Image.open(out / "grid.png"))[:, 60:]
+    assert (pixels[22:86] != pixels[90:154]).any()
 
 
 def test_the_mean_of_the_weights_is_written(root, tmp_path):

@@ -224,9 +224,8 @@ def _generator(folder: Path) -> dict[str, Any] | None:
         "after": curve["after"],
         "kinds": kinds,
         "images": curve["epochs"][-1]["images"] if curve["epochs"] else 0,
-        "chart": line_chart({"mean score of the pairs": points}, "pictures rendered", width=420),
-        "grid_before": picture(folder / "grid_before.png"),
-        "grid_after": picture(folder / "grid_after.png"),
+        "chart": line_chart({"mean score of the pictures": points}, "pictures rendered", width=420),
+        "grid": picture(folder / "grid.png"),
     }
 
 

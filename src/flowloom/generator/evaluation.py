@@ -129,11 +129,6 @@ def draw_rows(
     return rows
 
 
-def out_of_range(images_BCHW: Tensor) -> float:
-    """Share of values beyond +-1.05: a first sign of a hacked reward."""
-    return float((images_BCHW.abs() > OUT_OF_RANGE).float().mean())
-
-
 def _measure(
     flow: Generator,
     setting: Setting,

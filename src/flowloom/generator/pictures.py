@@ -15,20 +15,6 @@ _LEAST_SIDE = 64
 _PAPER, _INK, _SOFT = (255, 255, 255), (29, 31, 34), (99, 104, 111)
 
 
-def write_grid(
-    path: Path, prompts: Sequence[str], rows: Sequence[Sequence[np.ndarray]], num_columns: int = 2
-) -> None:
-    """Write a PNG: under each prompt its pictures side by side, `num_columns` prompts to a line.
-
-    Args:
-        path: File to write.
-        prompts: One per group of pictures.
-        rows: For each prompt its pictures, `[3, H, W]` in [-1, 1], all of one size.
-        num_columns: Prompts beside each other.
-    """
-    write_comparison(path, prompts, {"": rows}, num_columns)
-
-
 def write_comparison(
     path: Path,
     prompts: Sequence[str],
@@ -42,7 +28,7 @@ def write_comparison(
         prompts: One per group of pictures.
         sides: What a generator is called, such as base and tuned, to its pictures by prompt: the
             same number for each prompt, the same noise in the same column, `[3, H, W]` in [-1, 1],
-            all of one size. An empty name is not written.
+            all of one size.
         num_columns: Prompts beside each other.
 
     Raises:
@@ -59,7 +45,7 @@ def write_comparison(
     zoom = max(1, -(-_LEAST_SIDE // first[0].shape[1]))
     height, width = (side * zoom for side in first[0].shape[1:])
     font = ImageFont.load_default(_FONT)
-    margin = max(round(font.getlength(name)) + 2 * _GAP if name else 0 for name in sides)
+    margin = max(round(font.getlength(name)) + 2 * _GAP for name in sides)
     texts = max(round(font.getlength(prompt)) for prompt in prompts)
     cell_width = max(margin + len(first) * (width + _GAP), texts) + 3 * _GAP
     cell_height = _LINE + len(sides) * (height + _GAP) + 2 * _GAP
@@ -73,8 +59,7 @@ def write_comparison(
         pen.text((left, top), prompt, fill=_INK, font=font)
         for row, (name, rows) in enumerate(sides.items()):
             y = top + _LINE + row * (height + _GAP)
-            if name:
-                pen.text((left, y + height / 2), name, fill=_SOFT, font=font, anchor="lm")
+            pen.text((left, y + height / 2), name, fill=_SOFT, font=font, anchor="lm")
             for column, image in enumerate(rows[index]):
                 picture = Image.fromarray(to_uint8(image))
                 picture = picture.resize((width, height), Image.Resampling.NEAREST)

@@ -34,7 +34,7 @@ from flowloom.generator.flow_grpo import FlowGRPO
 from flowloom.generator.judged import Judged, describe, signs_of_hacking
 from flowloom.generator.judging_config import Setting
 from flowloom.generator.method import Method
-from flowloom.generator.pictures import write_grid
+from flowloom.generator.pictures import write_comparison
 from flowloom.generator.prompts import draw_prompts
 from flowloom.generator.rollout import Part, Share, roll_out
 from flowloom.generator.source import load_source, write_source
@@ -177,9 +177,9 @@ def tune_generator(config: TuneGeneratorConfig, run: Run) -> dict[str, float]:
     exported, tuned = write_source(config, source, run.out)
     after = _judge(config, tuned.flow, rubric, setting, held_out)
     shown = held_out[: config.judging.num_grid_prompts]
-    for name, judged in (("before", Untuned(flow)), ("after", tuned.flow)):
-        rows = draw_rows(judged, held_out, config.judging)
-        write_grid(run.out / f"grid_{name}.png", shown, rows)
+    sides = {"before": Untuned(flow), "after": tuned.flow}
+    rows = {name: draw_rows(one, held_out, config.judging) for name, one in sides.items()}
+    write_comparison(run.out / "grid.png", shown, rows)
     scores = {"before": before.summary(), "after": after.summary()}
     write_json(run.out / "curve.json", {**scores, "epochs": curve, "looks": watch.looks})
     write_json(run.out / "judged.json", {"before": before.to_dict(), "after": after.to_dict()})

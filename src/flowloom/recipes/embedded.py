@@ -12,8 +12,8 @@ from flowloom.dataset.config import (
 )
 from flowloom.designer.config import GRPOConfig, SFTConfig
 from flowloom.evaluation.config import EvaluateConfig, ReportConfig
+from flowloom.generator.config import FDFOConfig, TuneGeneratorConfig
 from flowloom.generator.config import PromptsConfig as TunedPromptsConfig
-from flowloom.generator.config import TuneGeneratorConfig
 from flowloom.generator.judging_config import JudgingConfig
 from flowloom.lifecycle.config import GateConfig
 from flowloom.recipes.recipe import Recipe
@@ -31,6 +31,11 @@ def demo() -> Recipe:
         tune_generator=TuneGeneratorConfig(
             prompts=TunedPromptsConfig(kinds=("single", "colors")),
             card="the base tuned by FDFO for single objects, with or without a colour",
+            method=FDFOConfig(num_branches=4, churn=0.1, min_rms=0.1, kl_coef=0.3),
+            num_epochs=16,
+            lr=8e-4,
+            average_epochs=2.0,
+            judging=JudgingConfig(held_out_rubrics=("shapes-likeness",)),
         ),
         # A kind has 27 prompts here, and its mean a standard error of about .06.
         promote=GateConfig(max_kind_drop=0.1),
