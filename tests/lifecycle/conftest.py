@@ -103,7 +103,9 @@ def make_parts(tmp_path, evaluation):
             "score": [0.1, 0.2, 0.8, 0.9, 0.3, 0.3],
             "split": ["train"] * 6,
         }
-        parquet.write_table(pyarrow.table(rows), parts["triplets"] / "triplets-00000-of-00001.parquet")
+        parquet.write_table(
+            pyarrow.table(rows), parts["triplets"] / "triplets-00000-of-00001.parquet"
+        )
         (parts["triplets"] / "best_fixed.json").write_text('{"1": {}}')
         (parts["designer"] / "vocabulary.json").write_text("{}")
         (parts["designer"] / "model.safetensors").write_bytes(weights)
