@@ -44,11 +44,19 @@ def run(options: argparse.Namespace) -> int:
 
     console = Console(file=sys.stdout)  # kfp's output goes elsewhere meanwhile
     fields = turns.key(options.name, options.recipe, _overrides(options))
-    turn = turns.open_turn(fields, _champion, new=options.new_turn, number=options.turn)
+    turn = turns.open_turn(
+        fields,
+        _champion,
+        new=options.new_turn,
+        number=options.turn,
+        recalled=lambda: _recalled(options, fields["overrides"]),
+    )
     arguments = _arguments(options, fields["overrides"], turn.champion or "")
     with turns.held(turn), local.follower(turn) as record_the_rest:
         turn.mark("running")
         opponent = f"champion {turn.champion}" if turn.champion else "no champion yet"
+        if turn.record.get("recalled"):
+            opponent += f", goes on from version {turn.record['recalled']['version']}"
         console.print(
             f"turn {turn.name} of {options.name}, recipe {options.recipe}, {opponent}; "
             f"logs in {turn.dir / 'logs'}",
@@ -188,6 +196,16 @@ def _champion() -> Optional[str]:
 
     champion = registry.champion()
     return champion.version if champion else None
+
+
+def _recalled(options: argparse.Namespace, overrides: dict[str, Any]) -> dict[str, str]:
+    """What a new turn goes on from, if the pipeline can."""
+    from flowloom import recipes
+    from flowloom.lifecycle import recall
+
+    if "previous" not in load(options.name).pipeline_spec.root.input_definitions.parameters:
+        return {}
+    return recall.find(recipes.resolve(options.recipe, overrides).build_triplets)
 
 
 def _overrides(options: argparse.Namespace) -> dict[str, Any]:

@@ -49,12 +49,20 @@ def fit_reward(
 
 @dsl.pipeline(name="train-designer", description="Train a designer in two rounds.")
 def train_designer(
-    catalogue: dsl.Input[dsl.Dataset], recipe: str, overrides: dict, sources: str, members: list
+    catalogue: dsl.Input[dsl.Dataset],
+    earlier: dsl.Input[dsl.Dataset],
+    proposals: dsl.Input[dsl.Model],
+    recipe: str,
+    overrides: dict,
+    sources: str,
+    members: list,
 ) -> Trained:
     """Train on rendered workflows, then again after rendering what the policy designs.
 
     Args:
         catalogue: Catalogue of model files.
+        earlier: Triplets of an earlier turn, which join; may be nothing, as may the next.
+        proposals: Adapter of that turn: what it proposed is rendered in place of other workflows.
         recipe: Name of a recipe in `flowloom.recipes`.
         overrides: Fields to replace, by stage.
         sources: Digests of code and data.
@@ -71,8 +79,9 @@ def train_designer(
     chosen = {"recipe": recipe, "overrides": overrides, "sources": sources}
     paired = cpu_step(build_pairs(catalogue=catalogue, **chosen))
     pairs = paired.outputs["pairs"]
-    scored = gpu_step(build_triplets(catalogue=catalogue, pairs=pairs, **chosen))
-    triplets = scored.outputs["triplets"]
+    designs = {"earlier": earlier, "proposals": proposals}
+    scored = build_triplets(catalogue=catalogue, pairs=pairs, **designs, **chosen)
+    triplets = gpu_step(scored).outputs["triplets"]
     given = {"catalogue": catalogue, "triplets": triplets, **chosen}
 
     supervised = gpu_step(train_sft(pairs=pairs, **given))

@@ -1,11 +1,12 @@
 """How every pipeline begins and ends."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from kfp import dsl
 
 from components.begin_turn import begin_turn
 from components.end_turn import end_turn
+from components.recall import recall
 from pipelines.resources import cpu_step
 
 
@@ -14,14 +15,30 @@ def ended() -> dsl.ExitHandler:
     return dsl.ExitHandler(cpu_step(end_turn()), name="turn")
 
 
-def begun(
-    pipeline: str, recipe: Any, overrides: Any, champion: Any = ""
-) -> tuple[dict[str, Any], dict[str, Any], Any]:
-    """Begin a turn.
+class Begun(NamedTuple):
+    """What a turn goes by."""
 
-    Returns:
-        Recipe and overrides; these and the digests of code and data; version of the champion.
-    """
+    chosen: dict[str, Any]
+    """Recipe and overrides."""
+    sourced: dict[str, Any]
+    """These, and the digests of code and data."""
+    opponent: Any
+    """Version of the champion."""
+    recalled: Any
+    """What to go on from."""
+
+
+def begun(
+    pipeline: str, recipe: Any, overrides: Any, champion: Any = "", previous: Any = ""
+) -> Begun:
+    """Begin a turn."""
     chosen = {"recipe": recipe, "overrides": overrides}
-    begin = cpu_step(begin_turn(pipeline=pipeline, champion=champion, **chosen))
-    return chosen, {**chosen, "sources": begin.outputs["sources"]}, begin.outputs["opponent"]
+    task = begin_turn(pipeline=pipeline, champion=champion, previous=previous, **chosen)
+    made = cpu_step(task).outputs
+    sourced = {**chosen, "sources": made["sources"]}
+    return Begun(chosen, sourced, made["opponent"], made["recalled"])
+
+
+def left(begin: Begun) -> dict[str, Any]:
+    """Catalogue, triplets and adapter that an earlier turn left."""
+    return cpu_step(recall(recalled=begin.recalled, sources=begin.sourced["sources"])).outputs

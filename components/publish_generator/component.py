@@ -15,6 +15,7 @@ def publish_generator(
     catalogue: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
     generator: Optional[dsl.Input[dsl.Model]] = None,
+    earlier: Optional[dsl.Input[dsl.Dataset]] = None,
 ):
     """Add the tuned checkpoint, its LoRA or both to the catalogue, so that designs can use them.
 
@@ -25,10 +26,11 @@ def publish_generator(
         catalogue: `catalogue.json.gz` and the overlay `models/`, each file with its card.
         metrics: Number of model files.
         generator: Tuned checkpoint, LoRA, records and card (`tune_generator`); else none joins.
+        earlier: Catalogue of an earlier turn (`recall`), whose tuned generators stay.
     """
     from flowloom import recipes, stages
     from flowloom.lifecycle.steps import folders, hand_over
 
     config = recipes.step_config("publish_generator", recipe, overrides, sources)
-    inputs = folders(generator=generator)
+    inputs = folders(generator=generator, earlier=earlier)
     hand_over(stages.run("publish_generator", config, inputs), catalogue, metrics)

@@ -3,7 +3,7 @@
 from kfp import dsl
 
 from components.report import report
-from pipelines.generator import tune_and_publish
+from pipelines.generator import tuned_and_published
 from pipelines.resources import cpu_step
 from pipelines.turn import begun, ended
 
@@ -20,6 +20,6 @@ def tune_generator(
         overrides: Fields to replace, by stage, nested as in `config.json`.
     """
     with ended():
-        chosen, sourced, _ = begun("tune_generator", recipe, overrides)
-        tuned = tune_and_publish(**sourced).outputs
-        cpu_step(report(generator=tuned["generator"], **chosen))
+        turn = begun("tune_generator", recipe, overrides)
+        tuned = tuned_and_published(turn.sourced)
+        cpu_step(report(generator=tuned.generator, **turn.chosen))

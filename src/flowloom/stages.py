@@ -36,7 +36,7 @@ class Stage:
 STAGES: dict[str, Stage] = {
     "tune_generator": Stage(function="flowloom.generator.tune:tune_generator", joint=True),
     "publish_generator": Stage(
-        function="flowloom.generator.publish:publish_generator", optional=("generator",)
+        function="flowloom.generator.publish:publish_generator", optional=("generator", "earlier")
     ),
     "build_pairs": Stage(
         function="flowloom.dataset.pairs:build_pairs", inputs=("catalogue",), optional=("parts",)

@@ -7,7 +7,8 @@ Facts pinned:
 - an optional input is passed on if it is given, and left out if not;
 - a step that works with other code or data than the turn began with is refused;
 - training and evaluation write a summary for a person: metrics, digest, run;
-- the turn begins with a frozen champion, and its end is recorded;
+- the turn begins with a frozen champion and what it goes on from, and its end is recorded;
+- what an earlier turn left is handed on; where there is none, so is nothing, and left out again;
 - its README has the table that its signature gives.
 """
 
@@ -22,9 +23,9 @@ from kfp import dsl
 import flowloom.recipes
 from components.__main__ import FOLDER, load, main, names, problems
 from flowloom import stages
-from flowloom.lifecycle import registry, turns
+from flowloom.lifecycle import recall, registry, turns
 from flowloom.lifecycle.config import GateConfig
-from flowloom.lifecycle.steps import markdown
+from flowloom.lifecycle.steps import folders, markdown
 from flowloom.runs import StageResult
 
 MAX_LINES = 30
@@ -85,6 +86,8 @@ def invoke(name, folder, **parameters):
             arguments[key] = [artifact(dsl.Model, f"member-{k}", folder) for k in range(3)]
         elif key == "overrides":
             arguments[key] = {name: {"field": 3.0}}
+        elif key == "recalled":
+            arguments[key] = {}
         elif key == "recipe":
             arguments[key] = "demo"
         elif key == "sources":
@@ -97,7 +100,8 @@ def invoke(name, folder, **parameters):
 
 
 def test_every_stage_has_a_component():
-    assert set(names()) == set(stages.STAGES) | {"begin_turn", "end_turn", "register", "promote"}
+    frame = {"begin_turn", "end_turn", "recall", "register", "promote"}
+    assert set(names()) == set(stages.STAGES) | frame
 
 
 @pytest.mark.parametrize("name", names())
@@ -143,7 +147,7 @@ def test_a_stage_gets_its_inputs_and_hands_its_artifact_on(name, calls, tmp_path
     [
         ("build_triplets", ("earlier", "proposals")),
         ("train_grpo", ("start",)),
-        ("publish_generator", ("generator",)),
+        ("publish_generator", ("generator", "earlier")),
     ],
 )
 def test_an_input_that_is_not_given_is_left_out(name, absent, calls, tmp_path):
@@ -203,11 +207,38 @@ def test_a_summary_is_short(tmp_path):
 def test_a_turn_begins_with_what_it_goes_by(monkeypatch):
     asked = []
     monkeypatch.setattr(turns, "begin", lambda *given: asked.append(given) or "3")
-    begin = load("begin_turn").python_func
-    assert begin("p", "demo", {}, "auto") == ("3", turns.sources())
+    monkeypatch.setattr(turns, "recalled", lambda *given: found.append(given) or {"version": "2"})
+    begin, found = load("begin_turn").python_func, []
+    assert begin("p", "demo", {}, "auto", "2") == ("3", {"version": "2"}, turns.sources())
+    assert found == [(flowloom.recipes.resolve("demo").build_triplets, "2")]
     with pytest.raises(ValueError, match="recipe: got 'huge', expected one of"):
-        begin("p", "huge", {}, "auto")
+        begin("p", "huge", {}, "auto", "")
     assert asked == [("p", "demo", {}, "auto"), ("p", "huge", {}, "auto")]
+
+
+LEFT = ("catalogue", "triplets", "adapter")
+
+
+def test_what_an_earlier_turn_left_is_handed_on(monkeypatch, tmp_path):
+    for name in LEFT:
+        (tmp_path / "left" / name).mkdir(parents=True)
+    monkeypatch.setattr(recall, "bring", lambda digest: tmp_path / "left" / digest.split()[1])
+    digests = {name: f"of {name}" for name in LEFT}
+    _, arguments = invoke("recall", tmp_path, recalled={"version": "2", **digests})
+    given = folders(**{name: arguments[name] for name in LEFT})
+    assert given == {name: tmp_path / "left" / name for name in LEFT}
+    assert all(arguments[name].metadata["digest"] == digests[name] for name in LEFT)
+    with pytest.raises(
+        ValueError, match=r"recall: sources: got code-.*, expected the turn's code-x"
+    ):
+        invoke("recall", tmp_path, recalled={}, sources="code-x")
+
+
+def test_a_first_turn_is_handed_nothing(tmp_path):
+    _, arguments = invoke("recall", tmp_path, recalled={})
+    nothing = {name: arguments[name] for name in LEFT}
+    assert folders(**nothing) == {}
+    assert folders(members=list(nothing.values())) != {}  # in a list a gap would go unseen
 
 
 def test_the_end_of_a_turn_is_recorded(monkeypatch):
@@ -268,6 +299,6 @@ def test_images_are_named_in_one_place():
     for name in names():
         image = load(name).component_spec.implementation.container.image
         (found.gpu if "/gpu:" in image else found.cpu).add(name)
-    frame = {"begin_turn", "end_turn", "register", "promote", "report"}
+    frame = {"begin_turn", "end_turn", "recall", "register", "promote", "report"}
     assert found.cpu == frame | {"build_pairs", "publish_generator"}
     assert found.cpu | found.gpu == set(names())

@@ -8,6 +8,7 @@ Facts pinned:
 - every step's name is told to it and occurs once, whatever sub-pipeline it is in;
 - the engine may cache what is decided by its inputs, digests of code and data among them;
 - every step but `promote` is tried again; the exit handler hears of everything;
+- what an earlier turn left goes into the catalogue and the first round's triplets, nowhere else;
 - the tuned generator is in the catalogue before the designer is trained; the second round renders
   the first's designs, refits the reward and goes on from the first's weights; what is judged and
   registered is the second's.
@@ -27,7 +28,8 @@ from pipelines.__main__ import compile_to, names
 
 ROOT = Path(__file__).parents[2]
 CPU_STEPS = {
-    "begin_turn", "end_turn", "build_pairs", "publish_generator", "register", "promote", "report",
+    "begin_turn", "end_turn", "recall", "build_pairs", "publish_generator", "register", "promote",
+    "report",
 }  # fmt: skip
 TWICE = {"build_triplets", "train_reward", "calibrate_reward", "train_grpo"}
 DATA_STAGES = {"publish_generator", "build_pairs"} | TWICE | {"train_sft"}
@@ -36,8 +38,8 @@ FRAME = {"begin_turn", "end_turn", "report"}
 JUDGING = {"evaluate", "register", "promote"}
 STEPS = {
     "tune_generator": FRAME | {"tune_generator", "publish_generator"},
-    "train_flow_designer": FRAME | DATA_STAGES | JUDGING,
-    "continuous_training": FRAME | DATA_STAGES | JUDGING | {"tune_generator"},
+    "train_flow_designer": FRAME | DATA_STAGES | JUDGING | {"recall"},
+    "continuous_training": FRAME | DATA_STAGES | JUDGING | {"recall", "tune_generator"},
 }
 MAX_LINES = 100
 
@@ -150,7 +152,7 @@ def test_the_home_is_where_the_images_have_it():
 
 def test_the_engine_caches_what_inputs_decide(documents):
     for step, (task, _, _) in steps_of(documents).items():
-        cached = step.removesuffix("_round_2") in DATA_STAGES | {"tune_generator"}
+        cached = step.removesuffix("_round_2") in DATA_STAGES | {"recall", "tune_generator"}
         assert task["cachingOptions"] == ({"enableCache": True} if cached else {}), step
         given = task.get("inputs", {}).get("parameters", {})
         assert ("sources" in given) == cached, step
@@ -176,6 +178,7 @@ def test_parameters_are_few(documents, name):
     assert len(parameters) <= 10
     assert all("defaultValue" in parameter for parameter in parameters.values())
     if name != "tune_generator":
+        assert parameters["previous"]["defaultValue"] == "auto"
         assert parameters["members"]["defaultValue"] == [0.0, 1.0, 2.0]
 
 
@@ -204,7 +207,9 @@ def whole(compiled):
 def test_the_tuned_generator_is_there_before_the_designer_is_trained(whole):
     (body,) = set(tasks_of(whole)) - {"end-turn"}
     sources = tasks_of(whole, body)
-    assert sources["train-designer"] == {"catalogue": "tune-and-publish"}
+    before = {"earlier": "recall", "proposals": "recall"}
+    assert sources["train-designer"] == {"catalogue": "tune-and-publish", **before}
+    assert sources["tune-and-publish"] == {"earlier": "recall"}
     assert sources["judge-designer"]["catalogue"] == "tune-and-publish"
     assert sources["report"]["generator"] == "tune-and-publish"
 
@@ -213,7 +218,8 @@ def test_the_second_round_goes_on_from_the_first(whole):
     (body,) = set(tasks_of(whole)) - {"end-turn"}
     sources = tasks_of(whole, body, "train-designer")
     data = {"catalogue": "given catalogue", "pairs": "build-pairs"}
-    assert sources["build-triplets"] == data
+    before = {"earlier": "given earlier", "proposals": "given proposals"}
+    assert sources["build-triplets"] == {**data, **before}
     earlier = {"earlier": "build-triplets", "proposals": "train-grpo"}
     assert sources["build-triplets-2"] == {**data, **earlier}
     assert "start" not in sources["train-grpo"]

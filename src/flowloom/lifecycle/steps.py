@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +13,9 @@ from flowloom.runs import StageResult, home, write_json
 
 MAX_ROWS = 30
 """Metrics in the summary of a step."""
+NOTHING = "nothing"
+"""File that makes the folder it is in no artifact at all. An engine passes every artifact or none,
+whatever a step found; and an empty folder would not do, for object stores keep none."""
 
 
 class Artifact(Protocol):
@@ -39,15 +42,19 @@ class Metrics(Protocol):
 def folders(**artifacts: Folder | Sequence[Folder] | None) -> dict[str, Any]:
     """Input name to the folder (or list of folders) that its artifact is, for `stages.run`.
 
-    None, an optional input that was not given, is left out.
+    Left out is an optional input that was not given (None), or of which there is nothing to give.
     """
     return {
         name: [Path(item.path) for item in artifact]
         if isinstance(artifact, Sequence)
         else Path(artifact.path)
         for name, artifact in artifacts.items()
-        if artifact is not None
+        if artifact is not None and not _is_nothing(artifact)
     }
+
+
+def _is_nothing(artifact: Folder | Sequence[Folder]) -> bool:
+    return not isinstance(artifact, Sequence) and (Path(artifact.path) / NOTHING).is_file()
 
 
 def hand_over(
@@ -69,15 +76,7 @@ def hand_over(
         summary: The component's Markdown artifact, if it has one.
         file: The one file of the folder that the artifact is, if it is a file.
     """
-    source = result.out_dir / file if file else result.out_dir
-    if "://" not in artifact.uri:
-        artifact.uri = str(source)
-    elif file:
-        Path(artifact.path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, artifact.path)
-    else:
-        shutil.copytree(source, artifact.path, dirs_exist_ok=True)
-    artifact.metadata["digest"] = result.digest
+    _point(artifact, result.out_dir / file if file else result.out_dir, result.digest)
     if metrics is not None:
         for name, value in result.metrics.items():
             metrics.log_metric(name, value)
@@ -85,6 +84,34 @@ def hand_over(
         Path(summary.path).parent.mkdir(parents=True, exist_ok=True)
         Path(summary.path).write_text(markdown(result))
     _leave_record(result)
+
+
+def hand_on(artifact: Artifact, recalled: Mapping[str, str], part: str) -> None:
+    """Make `artifact` what an earlier turn left, or nothing.
+
+    Args:
+        artifact: The component's output artifact.
+        recalled: Digests by part (`recall.find`); empty where there was no such turn.
+        part: Which of them.
+    """
+    from flowloom.lifecycle import recall
+
+    if recalled:
+        _point(artifact, recall.bring(recalled[part]), recalled[part])
+    else:
+        Path(artifact.path).mkdir(parents=True, exist_ok=True)
+        (Path(artifact.path) / NOTHING).touch()
+
+
+def _point(artifact: Artifact, source: Path, digest: str) -> None:
+    if "://" not in artifact.uri:
+        artifact.uri = str(source)
+    elif source.is_file():
+        Path(artifact.path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, artifact.path)
+    else:
+        shutil.copytree(source, artifact.path, dirs_exist_ok=True)
+    artifact.metadata["digest"] = digest
 
 
 def markdown(result: StageResult) -> str:

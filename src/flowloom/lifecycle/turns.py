@@ -19,10 +19,13 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flowloom.lifecycle import tracking
 from flowloom.runs import code_digest, data_md5, home, storing, write_json
+
+if TYPE_CHECKING:
+    from flowloom.dataset.config import BuildTripletsConfig
 
 KEY_FIELDS = ("pipeline", "recipe", "overrides", "data", "catalogue", "code")
 """What a turn must share with the latest one to resume it. (The champion changes by the turn.)"""
@@ -90,6 +93,40 @@ def key(pipeline: str, recipe: str, overrides: Mapping[str, Any]) -> dict[str, A
 def sources() -> str:
     """Digests of the code and the data that this process works with, as one word."""
     return f"code-{code_digest()[:16]}-data-{data_md5() or 'untracked'}"
+
+
+def check_sources(step: str, expected: str) -> None:
+    """Whether a step works with what its turn began with.
+
+    Raises:
+        ValueError: If this process has other code or data: the engine's cache would take what it
+            makes for theirs.
+    """
+    if sources() != expected:
+        raise ValueError(f"{step}: sources: got {sources()}, expected the turn's {expected}")
+
+
+def recalled(config: BuildTripletsConfig, previous: str) -> dict[str, str]:
+    """What the turn goes on from, found once and then kept in its record.
+
+    Args:
+        config: How the turn builds triplets.
+        previous: The version; see `recall.find`.
+
+    Returns:
+        Number of the version and digests of its parts; empty on a first turn.
+    """
+    from flowloom.lifecycle import recall
+
+    path = home() / "turns" / os.environ.get("FLOWLOOM_TURN", "") / "turn.json"
+    turn = load(path.parent.name) if path.is_file() else None
+    if turn is not None and "recalled" in turn.record:
+        return turn.record["recalled"]
+    found = recall.find(config, previous)
+    if turn is not None:
+        turn.record["recalled"] = found
+        write_json(path, turn.record)
+    return found
 
 
 def begin(pipeline: str, recipe: str, overrides: Mapping[str, Any], champion: str) -> str:
@@ -166,6 +203,7 @@ def open_turn(
     champion: Callable[[], str | None],
     new: bool = False,
     number: int | None = None,
+    recalled: Callable[[], dict[str, str]] | None = None,
 ) -> Turn:
     """Resume the latest turn if its key is the same, else start one.
 
@@ -174,6 +212,7 @@ def open_turn(
         champion: Gives the version of the champion now; asked if the turn is new, then frozen.
         new: Start a turn even if the latest has the same key.
         number: The turn that there should be: resumed if it is the latest, started if it follows.
+        recalled: Gives what it goes on from (`recall.find`); asked and frozen like the champion.
 
     Raises:
         ValueError: If turn `number` is neither the latest nor the next, or has another key.
@@ -197,7 +236,8 @@ def open_turn(
         raise ValueError(f"turn: got {number}, expected {expected}")
     folder = home() / "turns" / f"{count + 1:04d}"
     with storing(f"turn {folder.name}", folder):
-        return _make(folder, fields, champion())
+        more = {"recalled": recalled()} if recalled else {}
+        return _make(folder, {**fields, **more}, champion())
 
 
 def _make(folder: Path, fields: Mapping[str, Any], champion: str | None) -> Turn:

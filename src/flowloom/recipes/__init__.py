@@ -65,6 +65,6 @@ def step_config(
     """
     from flowloom.lifecycle import turns
 
-    if sources is not None and sources != turns.sources():
-        raise ValueError(f"{stage}: sources: got {turns.sources()}, expected the turn's {sources}")
+    if sources is not None:
+        turns.check_sources(stage, sources)
     return stage_config(recipe, stage, overrides.get(stage))
