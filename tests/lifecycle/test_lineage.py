@@ -73,9 +73,22 @@ def test_the_opponent_is_named_and_not_followed(chain):
     assert not found.artifacts[older].followed
     # Unless it is part of the lineage for another reason, too.
     both = finished("report", "page", {"champion": older, "other": older}).digest
-    assert set(trace(Records(), [both]).artifacts) == {
-        both, older, chain["reward"], *chain["members"], chain["pairs"],
-    }  # fmt: skip
+    below = [chain["pairs"], *chain["members"], chain["reward"]]
+    assert list(trace(Records(), [both]).artifacts) == [*below, older, both]
+    found = trace(Records(), [last, older])
+    assert found.artifacts[older].followed
+    assert list(found.artifacts) == [*below, older, last]
+
+
+def test_of_several_makers_one_is_followed_or_all():
+    inputs = [finished("build_pairs", text).digest for text in ("a", "b")]
+    (digest,) = {finished("train_sft", "same", {"pairs": each}).digest for each in inputs}
+    makers = Records().by_digest(digest)
+    for maker in makers:
+        found = trace(Records(), [digest], {digest: maker})
+        assert list(found.artifacts) == [*maker.artifacts["pairs"], digest]
+        assert found.artifacts[digest].makers[0] == maker
+    assert set(trace(Records(), [digest], every=True).artifacts) == {*inputs, digest}
 
 
 def test_a_long_chain_is_no_recursion():

@@ -14,12 +14,13 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from flowloom import recipes, runs
 from flowloom.config import override, to_dict
-from flowloom.lifecycle import packages, registry, reproduce, surroundings, versioning
+from flowloom.lifecycle import packages, registry, reproduce, surroundings, tracking, versioning
 from flowloom.lifecycle.records import Records
 from flowloom.recipes import RECIPES
 
@@ -181,6 +182,62 @@ def test_a_stage_that_fails_here_is_an_outcome_of_its_own(chain):
     assert found.outcomes[0].got is None
     assert lines[-1].startswith("failed here: train_grpo: ")
     assert "text" in lines[-1]
+
+
+def test_a_stage_is_told_nothing_of_where_to_record(chain, monkeypatch):
+    given = {}
+
+    def run(command, env, stderr, **_):
+        given.update(env)
+        stderr.write("no\n")
+        return SimpleNamespace(returncode=2)
+
+    monkeypatch.setattr(reproduce.subprocess, "run", run)
+    for name in ("FLOWLOOM_TURN", "FLOWLOOM_STORE", "MLFLOW_RUN_ID"):
+        monkeypatch.setenv(name, "x")
+    go(folder_of("build_pairs"))
+    assert not {"FLOWLOOM_TURN", "FLOWLOOM_STORE", "MLFLOW_RUN_ID"} & given.keys()
+    assert given["FLOWLOOM_TRACKING"] == "spool"
+    assert Path(given["FLOWLOOM_HOME"]).parent == runs.home() / "reproduce"
+
+
+def test_nested_fields_are_replaced_one_by_one():
+    config = {"a": {"b": 1, "c": {"d": 2, "e": 3}}, "f": 4}
+    changed = reproduce._replaced(config, {"a": {"c": {"d": 5}}})
+    assert changed == {"a": {"b": 1, "c": {"d": 5, "e": 3}}, "f": 4}
+    assert config["a"]["c"]["d"] == 2
+
+
+def test_a_decision_cannot_be_repeated():
+    finished("promote", "decision")
+    with pytest.raises(ValueError, match="decides by the registry as it is"):
+        go(folder_of("promote"))
+
+
+def test_a_config_json_that_is_not_as_it_was_recorded_is_named(
+    tracked, make_run, stages_that_write
+):
+    run = make_run()
+    tracking.record_now(run)
+    (record,) = Records().by_digest(run.result().digest)
+    identity = Records().identity(record)
+    assert surroundings.config_changes(Records(), record, identity, identity["config"]) == []
+    tampered = {**identity, "config": {"lr": 0.2}}
+    lines = surroundings.config_changes(Records(), record, tampered, tampered["config"])
+    assert "is not the one the run was made with" in lines[0]
+    assert lines[1:] == ["train_sft: config: lr: config.json has 0.2, recorded was 0.1"]
+
+
+def test_another_catalogue_is_named(chain):
+    class Turned(Records):
+        def turn_param(self, record, name):
+            return "0" * 64
+
+    made = Turned().by_digest(chain[2])
+    lines = surroundings.changes(Turned(), made)
+    assert len(lines) == 1
+    assert lines[0].startswith("catalogue: got hash ")
+    assert lines[0].endswith("expected 000000000000")
 
 
 def test_a_model_is_put_together_again_from_its_published_parts(tracked, make_parts):

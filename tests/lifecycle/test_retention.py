@@ -3,6 +3,8 @@
 Facts pinned:
 - the lineage of the latest turn, of an alias, of an earlier champion and of a pinned run stays;
 - what is unfinished, held, waiting in the spool or young stays;
+- so does what a run under way reads, wherever it runs, and what a manifest names that is needed;
+  a manifest that cannot be read is an error;
 - looking deletes nothing; deleting takes run folders, cached models and objects that nothing names;
 - an object that a publisher found or wrote meanwhile stays, in a folder and in S3;
 - the remote `seed` is never touched, nor a shared one without the registry that knows its users.
@@ -149,6 +151,21 @@ def test_what_a_young_manifest_names_stays():
     assert names(look(), "object") == set()
 
 
+def test_needed_objects_are_what_the_remote_itself_says(monkeypatch):
+    result, rest = finished("train_sft", "designer"), finished("report", "old")
+    turn("0001", result)
+    age()
+    shutil.rmtree(result.out_dir)  # the remote knows
+    assert names(look(), "object") == {rest.digest, runs.hashlib.md5(b"old").hexdigest()}
+
+    def read(self, digest):
+        raise ValueError("remote 'store': no answer")
+
+    monkeypatch.setattr(remotes.LocalRemote, "read", read)
+    with pytest.raises(ValueError, match="no answer"):
+        look()
+
+
 def test_a_cached_model_that_no_alias_names_goes():
     folder = runs.home() / "models" / ("1" * 32)
     folder.mkdir(parents=True)
@@ -185,6 +202,72 @@ class Pinning(Records):
         return [
             self.client.get_run(r) for r, t in self.client.tags.items() if pinned and PINNED in t
         ]
+
+
+class Scripted(Records):
+    """Answers a query with runs of the tags given, by a part of the query."""
+
+    def __init__(self, **answers):
+        super().__init__(Tracker())
+        self.answers = answers
+
+    def search(self, query):
+        tags = next((tags for part, tags in self.answers.items() if part in query), [])
+        return [
+            SimpleNamespace(info=SimpleNamespace(run_id=f"run{n}"), data=SimpleNamespace(tags=each))
+            for n, each in enumerate(tags)
+        ]
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {"RUNNING": ["flowloom.input.pairs"]},
+        {"'turn'": [None], "parentRunId": ["flowloom.digest"]},
+        {PINNED: [None], "parentRunId": ["flowloom.digest"]},
+    ],
+    ids=["read by a run under way", "of the latest turn recorded", "below a pinned turn"],
+)
+def test_what_the_tracker_says_is_needed_stays(monkeypatch, answers):
+    monkeypatch.setattr(retention, "aliases", lambda client: {})
+    needed, rest = finished("build_pairs", "pairs"), finished("report", "old")
+    age()
+    found = look(
+        Scripted(**{
+            part: [{name: needed.digest} if name else {} for name in names]
+            for part, names in answers.items()
+        })
+    )  # fmt: skip
+    assert names(found, "run") == {str(rest.out_dir.parent)}
+
+
+def test_what_is_held_stays_and_what_nobody_holds_goes():
+    older, newer = finished("report", "older"), finished("report", "newer", {"x": "1"})
+    turn("0001", older)
+    turn("0002", newer)
+    lock = runs.home() / "turns" / "0001" / "lock"
+    left = runs.home() / "reproduce" / "1"
+    left.mkdir(parents=True)
+    age()
+    with remotes.held(lock, wait=True), remotes.held(left / "lock", wait=True):
+        age()
+        assert look().items == ()
+    age()
+    found = look()
+    assert {item.kind for item in found.items} == {"run", "object", "reproduction"}
+    (left / "lock").touch()  # whoever looks whether it is held opens it
+    retention.delete(found)
+    assert not left.exists()
+
+
+def test_what_data_dvc_names_stays(monkeypatch, tmp_path):
+    result = finished("report", "data")
+    pointer = versioning.read_pointer(result.out_dir.parent / "pointer.json")
+    (tmp_path / "data.dvc").write_text(versioning.dvc_file(pointer, "data"))
+    age()
+    assert names(look(), "object") == {result.digest, runs.hashlib.md5(b"data").hexdigest()}
+    monkeypatch.setenv("FLOWLOOM_DATA", str(tmp_path / "data"))
+    assert names(look(), "object") == set()
 
 
 def test_a_pinned_run_stays_until_it_is_unpinned(monkeypatch):

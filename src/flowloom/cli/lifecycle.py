@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 SHORT = 12
 """Digits of a digest that are shown to people."""
-UNEXPLAINED = "nothing that is recorded: the stage is not deterministic"
+UNEXPLAINED = (
+    "nothing that is recorded: another kind of processor, another number of processes, or a stage "
+    "that is not deterministic"
+)
 
 
 def lineage(parsed: Namespace) -> int:

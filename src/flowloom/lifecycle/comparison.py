@@ -107,7 +107,7 @@ def compare(records: Records, a: Subject, b: Subject) -> Comparison:
     return Comparison(
         titles=(a.title, b.title),
         facts=tuple(
-            (name, *(str(getattr(side, name) or "(none)") for side in sides))
+            (name, _fact(sides[0], name), _fact(sides[1], name))
             for name in ("stage", "digest", "data", "code", "commit", "catalogue")
         ),
         config=tuple(different(*configs)),
@@ -143,6 +143,10 @@ def page(found: Comparison) -> str:
         for picture in found.pictures
     ]
     return template.render(found=found, pictures=shown)
+
+
+def _fact(record: Record, name: str) -> str:
+    return str(getattr(record, name) or "(none)")
 
 
 def _record(subject: Subject) -> Record:

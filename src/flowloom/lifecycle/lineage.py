@@ -84,30 +84,47 @@ def trace(
         first: Runs to follow for artifacts that several made.
         every: Follow all runs that made an artifact instead of the first.
     """
+    makers: dict[str, tuple[Record, ...]] = {}
+
+    def read(digest: str) -> list[tuple[str, str]]:
+        """Name and digest of what an artifact was made from."""
+        if digest not in makers:
+            makers[digest] = _makers(records, digest, (first or {}).get(digest))
+        counted = makers[digest] if every else makers[digest][:1]
+        inputs = [item for maker in counted for item in maker.artifacts.items()]
+        return [(name, item) for name, digests in inputs for item in digests]
+
+    # Loops, not recursions: turn upon turn, a lineage grows long.
+    followed: set[str] = set()
+    ahead = list(digests)
+    while ahead:
+        digest = ahead.pop()
+        if digest not in followed:
+            followed.add(digest)
+            ahead += [item for name, item in read(digest) if name != OPPONENT]
     done: dict[str, Artifact] = {}
-    # A loop, not a recursion: turn upon turn, a lineage grows long.
-    waiting = [(digest, True, False) for digest in reversed(digests)]
-    opened: dict[str, Artifact] = {}
+    opened: set[str] = set()
+    waiting = [(digest, False) for digest in reversed(digests)]
     while waiting:
-        digest, followed, closing = waiting.pop()
+        digest, closing = waiting.pop()
         if closing:
-            done[digest] = opened[digest]
-            continue
-        known = opened.get(digest)
-        if known and (known.followed or not followed):
-            continue
-        done.pop(digest, None)  # known as an opponent, and now part of the lineage itself
-        makers = records.by_digest(digest)
-        chosen = (first or {}).get(digest)
-        if chosen:
-            makers = (chosen, *(record for record in makers if record.key != chosen.key))
-        opened[digest] = Artifact(digest=digest, makers=makers, followed=followed)
-        waiting.append((digest, followed, True))
-        read = [maker.artifacts for maker in makers] if every and followed else []
-        for read_from in reversed(read or [opened[digest].inputs]):
-            for name, inputs in reversed(list(read_from.items())):
-                waiting += [(item, name != OPPONENT, False) for item in reversed(inputs)]
+            done[digest] = Artifact(
+                digest=digest, makers=makers[digest], followed=digest in followed
+            )
+        elif digest not in opened:
+            opened.add(digest)
+            waiting.append((digest, True))
+            below = read(digest)
+            waiting += [(item, False) for _, item in reversed(below) if digest in followed]
     return Lineage(roots=tuple(digests), artifacts=done)
+
+
+def _makers(records: Records, digest: str, chosen: Record | None) -> tuple[Record, ...]:
+    """The runs that made an artifact, `chosen` in front."""
+    makers = records.by_digest(digest)
+    if chosen is None:
+        return makers
+    return (chosen, *(record for record in makers if record.key != chosen.key))
 
 
 def _row(artifact: Artifact) -> dict[str, Any]:

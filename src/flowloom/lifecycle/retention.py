@@ -115,7 +115,7 @@ def look(records: Records, *, remote: str = remotes.STORE, min_age_s: float) -> 
     """
     store = _store(records, remote)
     reasons = _needed(records)
-    needed_objects = _objects(records, reasons)
+    needed_objects = _objects(records, reasons, store)
     now_s = time.time()
     found, young = [], 0
     for item in (*_folders(reasons, now_s), *_unneeded(store, needed_objects, now_s, min_age_s)):
@@ -231,7 +231,8 @@ def _running(records: Records) -> Iterator[str]:
 
 def _unfinished() -> Iterator[str]:
     """What runs of this home read or made that are not finished, held, or not yet recorded."""
-    waiting = {str(Path(entry.dir).absolute()) for entry in _entries()}
+    entries = [spool.read(path)[0] for path in spool.waiting()]
+    waiting = {str(Path(entry.dir).absolute()) for entry in entries}
     for folder in _run_folders():
         record = _record(folder)
         if record is None:
@@ -240,10 +241,6 @@ def _unfinished() -> Iterator[str]:
             yield from (digest for digests in record.artifacts.values() for digest in digests)
             if record.digest:
                 yield record.digest
-
-
-def _entries() -> list[spool.Entry]:
-    return [spool.read(path)[0] for path in spool.waiting()]
 
 
 def _run_folders() -> list[Path]:
@@ -257,14 +254,23 @@ def _record(folder: Path) -> Record | None:
         return None
 
 
-def _objects(records: Records, reasons: Mapping[str, str]) -> set[str]:
-    """The objects that needed artifacts are made of, manifests too."""
+def _objects(records: Records, reasons: Mapping[str, str], store: remotes.Remote) -> set[str]:
+    """The objects that needed artifacts are made of, manifests too.
+
+    Raises:
+        ValueError: A manifest cannot be read, so that nobody can tell.
+    """
     needed = set(reasons)
     for path in data_dir().parent.glob("*.dvc"):
         if path.is_file():  # .dvc is a folder
             needed |= {word for word in path.read_text().split() if is_digest(word, FOLDER)}
     found = set(needed)
     for digest in needed:
+        manifest = store.read(digest)
+        if manifest is not None:
+            found |= set(parse_manifest(manifest, digest).values())
+            continue
+        # It may be under way to this remote, its manifest last.
         makers = records.by_digest(digest)
         entries = entries_of(digest, makers[0] if makers else None)
         found |= set((entries or {}).values())
@@ -272,13 +278,10 @@ def _objects(records: Records, reasons: Mapping[str, str]) -> set[str]:
 
 
 def _folders(reasons: Mapping[str, str], now_s: float) -> Iterator[Item]:
-    waiting = {str(Path(entry.dir).absolute()) for entry in _entries()}
     for folder in _run_folders():
         record = _record(folder)
         # A folder without a record is being made, or no run's.
-        if record is None or record.digest is None or record.digest in reasons:
-            continue
-        if str(folder) not in waiting and not storage.is_held(folder):
+        if record is not None and record.digest is not None and record.digest not in reasons:
             yield _item(RUN, folder, now_s)
     for folder in sorted(home().glob("models/*")):
         if folder.is_dir() and f"{folder.name}{FOLDER}" not in reasons:
