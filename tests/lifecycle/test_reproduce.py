@@ -21,7 +21,8 @@ import pytest
 from flowloom import recipes, runs
 from flowloom.config import override, to_dict
 from flowloom.lifecycle import packages, registry, reproduce, surroundings, tracking, versioning
-from flowloom.lifecycle.records import Records
+from flowloom.lifecycle.records import Records, first_difference
+from flowloom.lifecycle.versioning import Difference
 from flowloom.recipes import RECIPES
 
 ROOT = Path(__file__).parents[2]
@@ -106,6 +107,15 @@ def test_a_version_is_repeated_from_data_on(chain, stages_that_write):
         go(folder_of("train_grpo"), only="zoom")
 
 
+def test_a_chain_goes_on_from_what_it_made(chain, stages_that_write):
+    shutil.rmtree(runs.home() / "store")
+    found, _ = go(folder_of("train_grpo"), model=True)
+    assert found.equal
+    assert [seen for _, seen in stages_that_write] == [
+        {}, {"pairs": [chain[0]]}, {"designer": [chain[1]]},
+    ]  # fmt: skip
+
+
 def test_the_first_difference_ends_it_and_is_named(chain, stages_that_write):
     folder = Path(folder_of("train_sft"))
     identity = json.loads((folder / "config.json").read_text())
@@ -119,6 +129,14 @@ def test_the_first_difference_ends_it_and_is_named(chain, stages_that_write):
     expected = runs.hashlib.md5(b"designer").hexdigest()
     assert f"expected {expected}" in found.outcomes[1].difference
     assert found.to_dict()["first_difference"]["stage"] == "train_sft"
+
+
+def test_a_file_too_few_or_too_many_is_a_difference(tmp_path):
+    (tmp_path / "b").write_text("b")
+    digest = runs.hashlib.md5(b"b").hexdigest()
+    assert first_difference({"b": digest}, tmp_path) is None
+    assert first_difference({"a": digest, "b": digest}, tmp_path) == Difference("a", digest, None)
+    assert first_difference({}, tmp_path) == Difference("b", None, digest)
 
 
 def test_a_replaced_value_is_named_as_the_cause(chain, stages_that_write):
@@ -160,7 +178,7 @@ def test_a_changed_data_file_is_named(monkeypatch, tmp_path, chain):
     (data / "b.txt").write_text("c")  # data.dvc still says that nothing changed
     lines = surroundings.changes(Records(), [record])
     assert lines[0].startswith("data: got ")
-    assert "`make data` brings it back" in lines[0]
+    assert "`rm -r data && make data` brings it back" in lines[0]
     digests = [runs.hashlib.md5(text).hexdigest() for text in (b"c", b"b")]
     assert lines[1] == f"data: b.txt: got digest {digests[0]}, expected {digests[1]}"
 

@@ -21,8 +21,9 @@ from types import SimpleNamespace
 import pytest
 
 from flowloom import runs
-from flowloom.lifecycle import remotes, retention, spool, storage, versioning
-from flowloom.lifecycle.records import PINNED, Records
+from flowloom.lifecycle import registry, remotes, retention, spool, storage, versioning
+from flowloom.lifecycle.objects import object_key
+from flowloom.lifecycle.records import PINNED, Records, entries_of
 
 DAY_S = 86400.0
 
@@ -156,7 +157,13 @@ def test_needed_objects_are_what_the_remote_itself_says(monkeypatch):
     turn("0001", result)
     age()
     shutil.rmtree(result.out_dir)  # the remote knows
-    assert names(look(), "object") == {rest.digest, runs.hashlib.md5(b"old").hexdigest()}
+    unneeded = {rest.digest, runs.hashlib.md5(b"old").hexdigest()}
+    assert names(look(), "object") == unneeded
+    Path(remotes.find("store").place, object_key(result.digest)).unlink()
+    result.out_dir.mkdir()
+    (result.out_dir / "a.txt").write_text("designer")
+    age()
+    assert names(look(), "object") == unneeded  # its publisher is not done: the manifest is last
 
     def read(self, digest):
         raise ValueError("remote 'store': no answer")
@@ -255,6 +262,13 @@ def test_what_is_held_stays_and_what_nobody_holds_goes():
     age()
     found = look()
     assert {item.kind for item in found.items} == {"run", "object", "reproduction"}
+    with remotes.held(left / "lock", wait=True):  # somebody takes it up meanwhile
+        retention.delete(found)
+    assert left.is_dir()
+    (left / "new").touch()
+    retention.delete(found)
+    assert left.is_dir()
+    age()
     (left / "lock").touch()  # whoever looks whether it is held opens it
     retention.delete(found)
     assert not left.exists()
@@ -299,6 +313,21 @@ def test_aliases_and_earlier_champions_stay(monkeypatch):
     assert found.kept == {
         "of flow-designer@champion": 1, "of an earlier champion, version 1": 1,
     }  # fmt: skip
+
+
+def test_of_two_registered_versions_the_one_without_an_alias_goes(tracked, make_parts):
+    one, _ = registry.register(make_parts("a", weights=b"a"))
+    two, version = registry.register(make_parts("b", weights=b"b"))
+    assert registry.champion_dir(f"models:/flow-designer/{version}").is_dir()
+    age()
+    found = look()
+    assert names(found, "run") == {str(one.out_dir.parent)}
+    assert found.kept["of flow-designer@candidate"] == 1 + len(registry.PARTS)
+    retention.delete(found)
+    records = Records()
+    assert records.subject("flow-designer@candidate").record.folder == two.out_dir.parent
+    assert entries_of(two.digest)
+    assert entries_of(one.digest) is None
 
 
 def test_the_seed_and_a_shared_store_are_not_touched(monkeypatch, tmp_path):

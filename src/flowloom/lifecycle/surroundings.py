@@ -102,7 +102,7 @@ def _data(made: Sequence[Record]) -> Iterator[str]:
     for digest in sorted(expected - {got}):
         commits = sorted({r.commit for r in made if r.data == digest and r.commit})
         advice = (
-            "`make data` brings it back"
+            "`rm -r data && make data` brings it back"
             if digest == data_md5()
             else f"git checkout {commits[0]} -- data.dvc && make data"
             if commits
