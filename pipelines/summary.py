@@ -8,7 +8,8 @@ from typing import Any, Optional
 from rich.console import Console
 from rich.table import Table
 
-from flowloom.lifecycle import tracking
+from flowloom.dataset.card import read_card
+from flowloom.lifecycle import recall, tracking
 from flowloom.lifecycle.gate import CANDIDATE, Check
 from flowloom.lifecycle.turns import Turn
 from pipelines.local import Step
@@ -26,6 +27,8 @@ def show(console: Console, turn: Turn, steps: Sequence[Step], total: float, befo
     """
     records = {record["step"]: record for record in turn.steps()}
     _times(console, steps, records, total, before)
+    if turn.record.get("recalled"):
+        _gone_on(console, turn.record["recalled"], records)
     evaluation, has_champion = None, turn.champion is not None
     if "evaluate" in records:
         evaluation = Path(records["evaluate"]["out"])
@@ -74,6 +77,16 @@ def _times(
     table.add_row("total", f"{total:.1f}", f"{100 * share:.0f} %", "", style="bold")
     console.print()
     console.print(table)
+
+
+def _gone_on(console: Console, left: dict[str, str], records: dict[str, Any]) -> None:
+    before = sum(read_card(recall.bring(left["triplets"]))["counts"]["split"].values())
+    now = records["build_triplets_round_2"]["metrics"]["triplets/renders"]
+    console.print()
+    console.print(
+        f"Went on from version {left['version']}: {before} renders, {now - before:.0f} added",
+        highlight=False,
+    )
 
 
 def _comparison(console: Console, evaluation: dict[str, Any]) -> None:

@@ -1,9 +1,12 @@
 """Facts pinned: a tuned run leaves a checkpoint, a LoRA, or both, with records and a card; the
 published catalogue offers them, and its grammar designs with them; rendered from it, base and LoRA
 at strength 1 give the tuned model's pixels, at 0 the base's to the bit; files that are not what
-their record says are refused."""
+their record says are refused; those of an earlier turn stay, and another file of the same name is
+numbered."""
 
+import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -13,13 +16,21 @@ from torch import nn
 from flowloom.config import override
 from flowloom.generator.card import CARD, IMAGES, write_card
 from flowloom.generator.config import PublishGeneratorConfig, TuneGeneratorConfig
-from flowloom.generator.export import Exported, export, lora_name, merged, read_files, sd3_record
+from flowloom.generator.export import (
+    FILES,
+    Exported,
+    export,
+    lora_name,
+    merged,
+    read_files,
+    sd3_record,
+)
 from flowloom.generator.lora_config import LoRAConfig
 from flowloom.generator.publish import publish_generator
 from flowloom.render.engine import Engine, RenderJob
 from flowloom.render.models import CATALOGUE_FILE, ModelStore, file_record
 from flowloom.runs import Run, folder_digest
-from flowloom.shapes.model import load
+from flowloom.shapes.model import load, save
 from flowloom.workflow import Catalogue, Grammar, ModelFile, random_workflows, validate
 from tests.generator.test_lora_file import tuned
 from tests.render.tiny import CHECKPOINTS, Sheet, write_world
@@ -27,6 +38,8 @@ from tests.render.tiny import CHECKPOINTS, Sheet, write_world
 BASE = CHECKPOINTS[0]
 NAME = "a-tuned.safetensors"
 LORA = lora_name(NAME)
+SECOND = "a-tuned-2.safetensors"
+KEPT = ("family", "role", "licence", "card")
 CONFIG = LoRAConfig(rank=4, alpha=6.0, target_modules=("to_q", "to_k", "to_out", "mlp.up"))
 LORA_PIXELS = 1e-3
 """Pixels in [-1, 1] of base + LoRA file (float16) against the tuned model in float32."""
@@ -65,11 +78,11 @@ def run(world, tmp_path_factory):
     return out, merged(model, adapter)
 
 
-def publish(world, generator, out, *roles):
+def publish(world, generator, out, *roles, earlier=None):
     config = PublishGeneratorConfig(catalogue=str(world / CATALOGUE_FILE), roles=roles)
     overlay = Run("publish_generator", out)
     overlay.begin()
-    metrics = publish_generator(config, overlay, generator=generator)
+    metrics = publish_generator(config, overlay, generator=generator, earlier=earlier)
     catalogue = Catalogue.load(overlay.out / CATALOGUE_FILE)
     assert metrics == {"catalogue/files": len(catalogue.files)}
     return catalogue, overlay.out
@@ -213,6 +226,36 @@ def test_the_card_says_how_it_was_made_and_how_it_is_used(run, tmp_path):
         'from_pretrained("some/sd3.5-medium")', "Not measured.",
     ):  # fmt: skip
         assert said in text, said
+
+
+def test_an_earlier_overlay_stays_and_names_keep_their_files(world, run, tmp_path):
+    generator, _ = run
+    first, out = publish(world, generator, tmp_path / "1", "checkpoint")
+    again, same = publish(world, generator, tmp_path / "2", "checkpoint", earlier=out)
+    assert folder_digest(same) == folder_digest(out)
+    assert again.hash == first.hash
+    other = tmp_path / "other"
+    shutil.copytree(generator, other)
+    path = other / "models" / "checkpoints" / NAME
+    base = load(path)
+    with torch.no_grad():
+        next(base.parameters()).add_(0.5)
+    path.unlink()
+    save(path, base)
+    (fields, *rest) = json.loads((other / FILES).read_text())
+    record = file_record(path, "checkpoints", **{name: fields[name] for name in KEPT})
+    (other / FILES).write_text(json.dumps([dataclasses.asdict(record), *rest]))
+    grown, more = publish(world, other, tmp_path / "3", "checkpoint", earlier=out)
+    assert grown.file("checkpoints", NAME) == first.file("checkpoints", NAME)
+    second = grown.file("checkpoints", SECOND)
+    assert second.sha256 == record.sha256
+    assert (more / "models" / "checkpoints" / SECOND).read_bytes() == path.read_bytes()
+    assert (more / "models" / "checkpoints" / SECOND).with_suffix(".md").is_file()
+    # The same one later: it has its name already.
+    last, _ = publish(world, other, tmp_path / "4", "checkpoint", earlier=more)
+    assert last.hash == grown.hash
+    kept, _ = publish(world, None, tmp_path / "5", "checkpoint", earlier=more)
+    assert kept.hash == grown.hash
 
 
 def test_without_a_generator_the_catalogue_is_as_it_was(world, tmp_path):

@@ -4,10 +4,12 @@ Facts pinned:
 - the latest turn is resumed if every field of its key is the same, finished or not;
 - the champion is asked for once, when a turn starts, and never changes in it;
 - a turn asked for by its number is the latest or the next, and the next is started once;
+- what a turn goes on from is found once, when it starts, and stays in its record;
 - one process at a time works on a turn;
 - on a cluster the turn has the engine's run's name: its first step freezes the champion, once, and
   its end and error are in the record and in the tracking run, a mistaken recipe too;
-- a step's artifact points to the run folder, or is copied where the engine stores artifacts.
+- a step's artifact points to the run folder, or is copied where the engine stores artifacts; what
+  is nothing is left out of a step's inputs.
 """
 
 import json
@@ -15,8 +17,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from flowloom.lifecycle import turns
-from flowloom.lifecycle.steps import folders, hand_over
+from flowloom.lifecycle import recall, turns
+from flowloom.lifecycle.steps import NOTHING, folders, hand_on, hand_over
 
 FIELDS = {
     "pipeline": "continuous_training",
@@ -91,6 +93,35 @@ def test_one_process_at_a_time():
         pass
 
 
+LEFT = {"version": "1", "catalogue": "c", "triplets": "t", "adapter": "a"}
+LATER = {**LEFT, "version": "2"}
+
+
+def test_what_is_gone_on_from_is_frozen_when_a_turn_starts(monkeypatch):
+    monkeypatch.setattr(recall, "find", lambda *given: LATER)
+    turn = turns.open_turn(FIELDS, lambda: None, recalled=lambda: LEFT)
+    assert turns.open_turn(FIELDS, never, recalled=never).record["recalled"] == LEFT
+    assert turns.recalled("config", "auto") == LATER  # belongs to no turn
+    monkeypatch.setenv("FLOWLOOM_TURN", turn.name)
+    assert turns.recalled("config", "auto") == LEFT
+    turns.load("0001").mark("finished")
+    assert turns.recalled("config", "auto") == LEFT
+    first = turns.open_turn({**FIELDS, "code": "x"}, lambda: None, recalled=dict)
+    monkeypatch.setenv("FLOWLOOM_TURN", first.name)
+    assert turns.recalled("config", "auto") == {}  # a first turn stays one
+
+
+def test_on_a_cluster_the_first_step_freezes_it(on_a_cluster, monkeypatch):
+    asked = []
+    monkeypatch.setattr(recall, "find", lambda *given: asked.append(given) or LEFT)
+    turns.begin("continuous_training", "smoke", {}, "")
+    assert turns.recalled("config", "auto") == LEFT
+    assert turns.recalled("config", "auto") == LEFT
+    turns.close("SUCCEEDED", None)
+    assert turns.load("run-7").record["recalled"] == LEFT
+    assert asked == [("config", "auto")]
+
+
 def test_an_unknown_turn_is_named():
     with pytest.raises(ValueError, match="turn: got '0009', expected one in"):
         turns.load("0009")
@@ -132,6 +163,22 @@ def test_a_remote_artifact_is_copied(make_run, tmp_path):
     page = SimpleNamespace(uri="s3://bucket/page", path=str(tmp_path / "x" / "page"), metadata={})
     hand_over(result, page, file="model.json")
     assert json.loads((tmp_path / "x" / "page").read_text()) == {"lr": 0.1}
+
+
+def test_what_was_left_is_copied_where_the_engine_stores_artifacts(tmp_path, monkeypatch):
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "rows").write_text("r")
+    monkeypatch.setattr(recall, "bring", lambda digest: tmp_path / digest)
+    artifact = SimpleNamespace(uri="s3://b/x", path=str(tmp_path / "s3" / "x"), metadata={})
+    hand_on(artifact, LEFT, "triplets")
+    assert (tmp_path / "s3" / "x" / "rows").read_text() == "r"
+    assert (artifact.uri, artifact.metadata) == ("s3://b/x", {"digest": "t"})
+    nothing = SimpleNamespace(uri="s3://b/y", path=str(tmp_path / "s3" / "y"), metadata={})
+    hand_on(nothing, {}, "triplets")
+    assert folders(earlier=artifact, proposals=nothing) == {"earlier": tmp_path / "s3" / "x"}
+    # A file says so: object stores keep no empty folders, and what was lost is missed.
+    (tmp_path / "s3" / "y" / NOTHING).unlink()
+    assert set(folders(proposals=nothing)) == {"proposals"}
 
 
 def test_inputs_become_folders(tmp_path):

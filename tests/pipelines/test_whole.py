@@ -7,21 +7,27 @@ Facts pinned:
 - the same command again finds everything and changes nothing;
 - the compiled YAML, loaded back, runs the same steps with the same keys, and what it has to make
   anew has the same digests;
-- `tune_generator`'s YAML finds in the same home what it shares with `continuous_training`.
+- `tune_generator`'s YAML finds in the same home what it shares with `continuous_training`;
+- the next turn goes on from the version that the first registered: the generator is found, and its
+  rows begin with those of the first; killed after it registered a version itself, it goes on from
+  the same one as before.
 """
 
 import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from kfp import components
 from rich.console import Console
 
+from flowloom.dataset import triplets
 from flowloom.lifecycle import registry, tracking, turns, versioning
 from flowloom.runs import home
 from pipelines import local
@@ -33,12 +39,20 @@ MADE_ANEW = ("publish_generator", "build_pairs", "train_sft", "calibrate_reward"
 """Stages of seconds: the YAML makes them again, both rounds."""
 
 
-def run_smoke():
-    command = [sys.executable, "-m", "pipelines", "run", "continuous_training"]
+RUN_SMOKE = ("-m", "pipelines", "run", "continuous_training", "--recipe", "smoke")
+
+
+def environment():
+    """Variables of a runner of its own."""
+    own = {"FLOWLOOM_TURN": "", "FLOWLOOM_TRACKING": ""}
+    return {**os.environ, **own, "FLOWLOOM_CODE_DIGEST": "test"}  # an edit makes no new turn
+
+
+def run_smoke(*more):
     done = subprocess.run(
-        [*command, "--recipe", "smoke"],
+        [sys.executable, *RUN_SMOKE, *more],
         cwd=ROOT,
-        env=dict(os.environ, FLOWLOOM_CODE_DIGEST="test"),  # an edit meanwhile is no new turn
+        env=environment(),
         capture_output=True,
         text=True,
         check=False,
@@ -59,6 +73,24 @@ def run_yaml(name, folder, turn, arguments):
     return {step["step"]: step for step in turn.steps()}
 
 
+def killed_after(step, *more):
+    """Run the turn, and kill runner and steps once `step` of turn 2 has left its record."""
+    process = subprocess.Popen(
+        [sys.executable, *RUN_SMOKE, *more],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    record = home() / "turns" / "0002" / "steps" / f"{step}.json"
+    while not record.is_file():
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
 @pytest.fixture
 def settings(monkeypatch):
     """Settings that the runner makes are undone; the code is the one of `run_smoke`."""
@@ -70,7 +102,7 @@ def settings(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_a_turn_and_the_same_turn_again_and_its_yaml(settings, tmp_path):
+def test_a_turn_and_the_same_again_and_its_yaml_and_the_next(settings, tmp_path):
     shown = run_smoke()
     assert "as before" not in shown
     assert "candidate (GRPO + guidance)" in shown
@@ -110,3 +142,35 @@ def test_a_turn_and_the_same_turn_again_and_its_yaml(settings, tmp_path):
     tuned = run_yaml("tune_generator", tmp_path, turn, {})
     assert all(tuned[name]["cached"] for name in ("tune_generator", "publish_generator"))
     assert set(tuned) == {"tune_generator", "publish_generator", "report"}
+
+    assert first["recalled"] == {}
+    goes_on(version.version, first["stages"], again["build_triplets_round_2"]["out"])
+
+
+def goes_on(version, first, left):
+    """The turn after one with digests `first`, which registered `version` and left triplets."""
+    killed_after("register", "--turn", "2")
+    assert turns.load("0002").record["recalled"]["version"] == version
+    client = tracking.connect()
+    newest = client.get_model_version_by_alias(registry.NAME, registry.CANDIDATE).version
+    assert newest != version
+
+    shown = run_smoke("--turn", "2")
+    assert f"goes on from version {version};" in shown
+    second = turns.load("0002")
+    assert second.record["recalled"]["version"] == version
+    assert client.get_model_version_by_alias(registry.NAME, registry.CANDIDATE).version == newest
+    made = {step["step"]: step for step in second.steps()}
+    assert made["tune_generator"]["digest"] == first["tune_generator"]
+    assert made["publish_generator"]["digest"] == first["publish_generator"]
+    # What it rendered before it was killed is found, from the same version.
+    assert all(made[name]["cached"] for name in ("build_triplets", "train_grpo", "register"))
+
+    known = triplets.load(left)
+    for name in ("build_triplets", "build_triplets_round_2"):
+        rows = triplets.load(made[name]["out"])
+        assert {key: values[: len(known["cell"])] for key, values in rows.items()} == known
+        assert len(rows["cell"]) > len(known["cell"])
+        known = rows
+    assert run_smoke("--turn", "2").count("(as before)") == NUM_STEPS
+    assert turns.load("0002").record == second.record
