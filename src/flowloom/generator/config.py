@@ -47,6 +47,9 @@ class FDFOConfig:
     """Distance of pictures (rms of half their difference) below which a pair fades out."""
     trust: float = 10.0
     """Size of the trust region; the surrogate's c of a pair is trust / (rms(dx) * sqrt(D))."""
+    pull_frac: float = 1.0
+    """Share of the solver steps, from noise on, whose velocity is pulled. What a picture shows is
+    decided early; the penalty holds at all steps, and so keeps the late ones as they were."""
     kl_coef: float = 0.1
     """Weight of mean (v - v_base)^2."""
     keep_frac: float = 1.0
@@ -60,7 +63,7 @@ class FDFOConfig:
         for name in ("churn", "min_rms", "trust"):
             check(getattr(self, name) > 0, name, getattr(self, name), "> 0")
         check(self.kl_coef >= 0, "kl_coef", self.kl_coef, ">= 0")
-        for name in ("keep_frac", "train_frac"):
+        for name in ("pull_frac", "keep_frac", "train_frac"):
             check(0 < getattr(self, name) <= 1, name, getattr(self, name), "in (0, 1]")
 
 

@@ -11,6 +11,7 @@ Departures from the paper:
 2. A penalty toward the velocity of the base, kl_coef * mean (v - v_base)^2, against reward hacking.
 3. The branches of a noise at a step stay in one minibatch; what is shuffled is (noise, step).
 4. More than two branches per noise, on wish (`pairs.centred`).
+5. The pull at the first steps alone, on wish (`pull_frac`).
 
 Shapes: P prompts with a noise each, K branches, B = P * K rows (a noise's are neighbours), T steps,
 N rows of a pass, C channels, H x W pixels.
@@ -96,7 +97,8 @@ class FDFO:
         v_BCHW = flow.velocity(x_BCHW, t_B, texts)
         v_ref_BCHW = visited.velocities_TBCHW[steps, rows]
         log_rho_B = pairs.log_ratio(v_BCHW, v_ref_BCHW, paths.d_BCHW[rows])
-        loss = pairs.surrogate(log_rho_B, dR_B, c_B).sum() / (count * K)
+        pulled_B = steps.to(dR_B.device) < self.config.pull_frac * visited.times_T.numel()
+        loss = (pairs.surrogate(log_rho_B, dR_B, c_B) * pulled_B).sum() / (count * K)
         drift = loss.new_zeros(())
         if self.config.kl_coef > 0:
             v_base_BCHW = flow.base_velocity(x_BCHW, t_B, texts)

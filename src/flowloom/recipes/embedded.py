@@ -31,8 +31,8 @@ def demo() -> Recipe:
         tune_generator=TuneGeneratorConfig(
             prompts=TunedPromptsConfig(kinds=("single", "colors")),
             card="the base tuned by FDFO for single objects, with or without a colour",
-            method=FDFOConfig(num_branches=4, churn=0.1, min_rms=0.1, kl_coef=0.3),
-            num_epochs=16,
+            method=FDFOConfig(num_branches=4, churn=0.1, min_rms=0.1, pull_frac=0.4, kl_coef=0.6),
+            num_epochs=20,
             lr=8e-4,
             average_epochs=2.0,
             judging=JudgingConfig(held_out_rubrics=("shapes-likeness",)),
