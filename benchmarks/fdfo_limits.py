@@ -4,8 +4,8 @@
 
 guidance   FDFO and Flow-GRPO with guidance 1 (none) and 4.5 inside the tuned velocity, judged as
            tuned: reward, a score not trained on, values out of range, drift, clipped share
-rewards    FDFO on a sum of an easy reward (pure colours) and a hard one (what was asked), as it is
-           and balanced: both rewards' courses on the pictures trained on
+rewards    FDFO on an easy reward (pure colours) and a hard one (what was asked): their sum with
+           two weights, balanced, and their product: the courses on the pictures trained on
 hacking    FDFO on pure colours alone, without a penalty, watched by what was asked: with and
            without the stop rule
 
@@ -29,8 +29,7 @@ from flowloom.generator.judging_config import Setting
 from flowloom.score.config import RubricConfig, ShapesConfig, TermConfig
 
 GUIDANCE = 4.5
-CRISP = TermConfig(scorer=ShapesConfig(kind="crispness"), weight=0.5)
-FAITHFUL = TermConfig(scorer=ShapesConfig(), weight=0.5)
+PURE, ASKED = ShapesConfig(kind="crispness"), ShapesConfig()
 
 
 def run(config, quick):
@@ -66,10 +65,15 @@ def guidance(quick):
 
 
 def rewards(quick):
-    """A sum of two rewards, as it is and balanced."""
+    """Two rewards: as sums of several weights, balanced, and as a product."""
     found = {}
-    rubric = RubricConfig(name="crisp and faithful", terms=(CRISP, FAITHFUL))
-    for name, epochs in (("as it is", None), ("balanced", 4.0)):
+    settings = {
+        "sum, easy one four times": (summed(0.8), None),
+        "sum, equal": (summed(0.5), None),
+        "sum, equal, balanced": (summed(0.5), 4.0),
+        "product": (METHODS[BEST].rubric, None),
+    }
+    for name, (rubric, epochs) in settings.items():
         config = dataclasses.replace(METHODS[BEST], rubric=rubric, balance_epochs=epochs)
         curve, _ = run(config, quick)
         for term in ("crispness", "faithfulness"):
@@ -77,14 +81,20 @@ def rewards(quick):
             quarter = max(len(course) // 4, 1)
             ends = [sum(part) / quarter for part in (course[:quarter], course[-quarter:])]
             found[f"{name}, {term}"] = ends
-            print(f"two rewards {name}, {term}: first quarter {ends[0]:.3f}, last {ends[1]:.3f}")
+            print(f"two rewards, {name}, {term}: first quarter {ends[0]:.3f}, last {ends[1]:.3f}")
     return found
+
+
+def summed(easy):
+    """A weighted sum of pure colours and what was asked."""
+    terms = (TermConfig(scorer=PURE, weight=easy), TermConfig(scorer=ASKED, weight=1 - easy))
+    return RubricConfig(name="crisp and faithful", terms=terms)
 
 
 def hacking(quick):
     """Colours alone are raised; what was asked is watched."""
     found = {}
-    rubric = RubricConfig(name="crisp", terms=(dataclasses.replace(CRISP, weight=1.0),))
+    rubric = RubricConfig(name="crisp", terms=(TermConfig(scorer=PURE, weight=1.0),))
     for name, drop in (("watched only", None), ("with the stop rule", 0.05)):
         config = METHODS[BEST]
         assert config.watch is not None, "the benchmark's configurations watch"
