@@ -144,7 +144,12 @@ def test_a_turn_and_the_same_again_and_its_yaml_and_the_next(settings, tmp_path)
     assert set(tuned) == {"tune_generator", "publish_generator", "report"}
 
     assert first["recalled"] == {}
-    goes_on(version.version, first["stages"], again["build_triplets_round_2"]["out"])
+    goes_on(str(version.version), first["stages"], again["build_triplets_round_2"]["out"])
+
+
+def registered(client):
+    """Version of the candidate."""
+    return str(client.get_model_version_by_alias(registry.NAME, registry.CANDIDATE).version)
 
 
 def goes_on(version, first, left):
@@ -152,14 +157,14 @@ def goes_on(version, first, left):
     killed_after("register", "--turn", "2")
     assert turns.load("0002").record["recalled"]["version"] == version
     client = tracking.connect()
-    newest = client.get_model_version_by_alias(registry.NAME, registry.CANDIDATE).version
+    newest = registered(client)
     assert newest != version
 
     shown = run_smoke("--turn", "2")
     assert f"goes on from version {version};" in shown
     second = turns.load("0002")
     assert second.record["recalled"]["version"] == version
-    assert client.get_model_version_by_alias(registry.NAME, registry.CANDIDATE).version == newest
+    assert registered(client) == newest
     made = {step["step"]: step for step in second.steps()}
     assert made["tune_generator"]["digest"] == first["tune_generator"]
     assert made["publish_generator"]["digest"] == first["publish_generator"]
