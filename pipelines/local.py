@@ -69,7 +69,8 @@ class StepRunner:
         started_s = time.perf_counter()
         self._say(f"  ...  {name}")
         own = {"FLOWLOOM_STEP": name, "FLOWLOOM_TURN": self.turn.name}
-        env = {**os.environ, **given, **own}
+        # The log in the order in which things were said: its last line is what went wrong.
+        env = {**os.environ, **given, **own, "PYTHONUNBUFFERED": "1"}
         # A file and no pipe: a step outlives a killed runner, and the next run finds its work.
         with log_path.open("w") as log:
             status = subprocess.run(

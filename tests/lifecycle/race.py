@@ -6,6 +6,7 @@ Forked from one that has imported MLflow but not yet connected, so that they sta
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 
 from flowloom.lifecycle import registry, tracking
@@ -36,6 +37,8 @@ def main(arguments):
             os.read(starting, 1)
             decision = registry.promote(version, gate(evaluation, GateConfig()))
             status = 0 if decision.promoted else 2
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(status)
     os.close(start)

@@ -16,11 +16,12 @@ person's. Under one home a file lock excludes that as well.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flowloom.lifecycle.gate import champion_unchanged
@@ -188,17 +189,33 @@ def settle(client: MlflowClient) -> Journal:
         last = journal.last_change
         if alias == journal.champion:
             if last is not None and not last.applied:
-                client.set_model_version_tag(JOURNAL, str(last.number), _APPLIED, "true")
+                with _together():
+                    client.set_model_version_tag(JOURNAL, str(last.number), _APPLIED, "true")
             return journal
         if wrote or (last is not None and not last.applied):
-            if journal.champion is None:
-                client.delete_registered_model_alias(NAME, CHAMPION)
-            else:
-                client.set_registered_model_alias(NAME, CHAMPION, journal.champion)
+            with _together():
+                if journal.champion is None:
+                    client.delete_registered_model_alias(NAME, CHAMPION)
+                else:
+                    client.set_registered_model_alias(NAME, CHAMPION, journal.champion)
             wrote = True
         else:
             append(client, MOVED, alias, journal.champion, "the alias was moved by hand")
     raise ValueError(f"registry: {NAME}@{CHAMPION} changed {MAX_TRIES} times, expected it to rest")
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """A write that every machine makes alike: the database refuses it to those that come second.
+
+    Whether it was made is for the next reading to say; so a tracker that is gone is noticed there.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException:
+        time.sleep(random.uniform(0.05, 0.2))
 
 
 def _entry(number: int, tags: dict[str, str], at_ms: int) -> Entry:
