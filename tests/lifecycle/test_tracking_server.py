@@ -172,9 +172,11 @@ def test_killed_and_started_again_while_a_turn_goes_on(server, client, make_run,
             at_home("burst", turn="0001", follow=True)
             for lr in range(3, 9):
                 finished(make_run, lr=float(lr))
+            waiting = len(spool.waiting())
             drained = threading.Thread(target=tracking.drain)
             drained.start()
-            time.sleep(1.0)
+            while len(spool.waiting()) == waiting:  # until the first is recorded
+                time.sleep(0.01)
             server.kill()
             drained.join()
             cut_short = len(spool.waiting())
