@@ -91,7 +91,8 @@ def flow_grpo(num_noisy=4, *, group_size=8, noise_level=0.7, **fields):
     return with_method(method, **{"lora": LORA, "lr": 2e-3, "average_epochs": 5.0, **fields})
 
 
-# The best of the sweeps among those that keep 80 % of the base's diversity; docs/log.md has them.
+# The best of the settings tried that keep 80 % of the base's diversity (docs/log.md); 2 branches
+# are there to compare, and keep a little less.
 BASELINE, BEST = "Flow-GRPO", "FDFO, 4 branches"
 METHODS = {"FDFO": fdfo(2), BEST: fdfo(), BASELINE: flow_grpo()}
 CONSTANT = {"lr_schedule": "constant"}
