@@ -23,6 +23,7 @@ import pytest
 from flowloom import runs
 from flowloom.lifecycle import registry, remotes, retention, spool, storage, versioning
 from flowloom.lifecycle.objects import object_key
+from flowloom.lifecycle.pointer import dvc_file, read_pointer
 from flowloom.lifecycle.records import PINNED, Records, entries_of
 
 DAY_S = 86400.0
@@ -276,8 +277,8 @@ def test_what_is_held_stays_and_what_nobody_holds_goes():
 
 def test_what_data_dvc_names_stays(monkeypatch, tmp_path):
     result = finished("report", "data")
-    pointer = versioning.read_pointer(result.out_dir.parent / "pointer.json")
-    (tmp_path / "data.dvc").write_text(versioning.dvc_file(pointer, "data"))
+    pointer = read_pointer(result.out_dir.parent / "pointer.json")
+    (tmp_path / "data.dvc").write_text(dvc_file(pointer, "data"))
     age()
     assert names(look(), "object") == {result.digest, runs.hashlib.md5(b"data").hexdigest()}
     monkeypatch.setenv("FLOWLOOM_DATA", str(tmp_path / "data"))

@@ -24,7 +24,8 @@ import pytest
 
 from flowloom import runs
 from flowloom.lifecycle import objects, remotes, versioning
-from flowloom.lifecycle.versioning import Difference, Pointer
+from flowloom.lifecycle.pointer import Pointer, dvc_file, read_pointer
+from flowloom.lifecycle.versioning import Difference
 
 ROOT = Path(__file__).parents[2]
 DIGEST = "0123456789abcdef" * 2
@@ -78,7 +79,7 @@ def test_dvc_pulls_what_was_published_and_we_fetch_what_dvc_pushed(folder, tmp_p
         "['remote \"other\"']\n    url = ../pushed\n"
     )
     pointer = versioning.publish(folder)
-    (repo / "artifact.dvc").write_text(versioning.dvc_file(pointer, "artifact"))
+    (repo / "artifact.dvc").write_text(dvc_file(pointer, "artifact"))
     program = """
 from pathlib import Path
 from dvc.cli import main
@@ -93,14 +94,14 @@ assert main(["push"]) == 0
     assert done.returncode == 0, done.stderr
     assert contents(repo / "artifact") == contents(folder)
     assert pointer.md5 == runs.folder_digest(folder)
-    by_dvc = versioning.read_pointer(repo / "artifact.dvc")
+    by_dvc = read_pointer(repo / "artifact.dvc")
     assert by_dvc == dataclasses.replace(pointer, remote="other")
     versioning.fetch(by_dvc, tmp_path / "again", near=repo)
     assert contents(tmp_path / "again") == contents(folder)
 
 
 def test_the_data_of_the_checkout_comes_from_the_seed_remote(tmp_path, monkeypatch):
-    pointer = versioning.read_pointer(ROOT / "data.dvc")
+    pointer = read_pointer(ROOT / "data.dvc")
     assert pointer.remote == "seed"  # the default of .dvc/config: data.dvc names none
     versioning.fetch(pointer, tmp_path / "near", near=ROOT / "data.dvc")
     assert versioning.verify(tmp_path / "near", pointer) == []
@@ -154,7 +155,7 @@ def test_a_run_gets_its_pointer(make_run):
     assert (run.dir / "pointer.json").read_text() == (
         f'{{\n "md5": "{pointer.md5}",\n "nfiles": 2,\n "remote": "store",\n "size": 14\n}}\n'
     )
-    assert versioning.read_pointer(run.dir / "pointer.json") == pointer
+    assert read_pointer(run.dir / "pointer.json") == pointer
 
 
 @pytest.mark.parametrize(
@@ -425,14 +426,14 @@ def test_pointers_are_read_from_wherever_they_are_written(tmp_path, monkeypatch)
     pointer = Pointer(f"{DIGEST}.dir", 10, 2)
     fields = dataclasses.asdict(pointer)
     (tmp_path / "p.json").write_text(json.dumps(fields))
-    (tmp_path / "p.dvc").write_text(versioning.dvc_file(pointer, "a: b"))
+    (tmp_path / "p.dvc").write_text(dvc_file(pointer, "a: b"))
     tags = {"flowloom.artifact": json.dumps(fields), "mlflow.user": "x"}
     for source in (tmp_path / "p.json", str(tmp_path / "p.dvc"), fields, json.dumps(fields), tags):
-        assert versioning.read_pointer(source) == pointer
-    assert versioning.read_pointer(fields, remote="seed").remote == "seed"
+        assert read_pointer(source) == pointer
+    assert read_pointer(fields, remote="seed").remote == "seed"
     del fields["remote"]
     with pytest.raises(ValueError, match="got no field 'remote'"):
-        versioning.read_pointer(fields)
+        read_pointer(fields)
 
 
 DVC = f"outs:\n- md5: {DIGEST}.dir\n  size: 1\n  nfiles: 1\n  hash: md5\n  remote: store\n"
@@ -461,10 +462,10 @@ def test_what_is_no_pointer_is_named(tmp_path, name, text, said):
     if name:
         (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=said):
-        versioning.read_pointer(tmp_path / (name or "nothing.dvc"))
+        read_pointer(tmp_path / (name or "nothing.dvc"))
 
 
 def test_a_binary_file_is_no_pointer(tmp_path):
     (tmp_path / "p.json").write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match=r"p.json: got no text"):
-        versioning.read_pointer(tmp_path / "p.json")
+        read_pointer(tmp_path / "p.json")

@@ -29,6 +29,7 @@ from rich.console import Console
 
 from flowloom.dataset import triplets
 from flowloom.lifecycle import registry, tracking, turns, versioning
+from flowloom.lifecycle.pointer import Pointer
 from flowloom.runs import home
 from pipelines import local
 from pipelines.__main__ import compile_to
@@ -120,7 +121,7 @@ def test_a_turn_and_the_same_again_and_its_yaml_and_the_next(settings, tmp_path)
     for child in children:
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
         pointer = json.loads(child.data.tags["flowloom.artifact"])
-        versioning.fetch(versioning.Pointer(**pointer), home() / "again" / child.info.run_id)
+        versioning.fetch(Pointer(**pointer), home() / "again" / child.info.run_id)
     version = client.get_model_version_by_alias(registry.NAME, registry.CANDIDATE)
     assert version.tags["flowloom.decision"] in ("promoted", "refused")
     assert list(tracking.spool_dir().glob("*.json")) == []

@@ -15,6 +15,7 @@ from flowloom.cli.output import Lines, counted, print_json, written_whole
 def publish(parsed: Namespace) -> int:
     """Publish a folder; prints its pointer."""
     from flowloom.lifecycle import versioning
+    from flowloom.lifecycle.pointer import dvc_file
 
     out = None if parsed.out is None else Path(parsed.out)
     if out is not None and out.suffix not in (".dvc", ".json"):
@@ -22,7 +23,7 @@ def publish(parsed: Namespace) -> int:
     pointer = versioning.publish(Path(parsed.folder), parsed.remote)
     text = json.dumps(dataclasses.asdict(pointer))
     if out is not None:
-        written = versioning.dvc_file(pointer, out.stem) if out.suffix == ".dvc" else text + "\n"
+        written = dvc_file(pointer, out.stem) if out.suffix == ".dvc" else text + "\n"
         with written_whole(out) as file:
             file.write(written.encode())
     print(text)
@@ -32,8 +33,9 @@ def publish(parsed: Namespace) -> int:
 def fetch(parsed: Namespace) -> int:
     """Fetch a published folder."""
     from flowloom.lifecycle import versioning
+    from flowloom.lifecycle.pointer import read_pointer
 
-    pointer = versioning.read_pointer(parsed.pointer, parsed.remote)
+    pointer = read_pointer(parsed.pointer, parsed.remote)
     into = versioning.fetch(pointer, Path(parsed.into), _near(parsed.pointer))
     if parsed.json:
         print_json({"path": str(into), **dataclasses.asdict(pointer)})
@@ -45,8 +47,9 @@ def fetch(parsed: Namespace) -> int:
 def verify(parsed: Namespace) -> int:
     """Compare a folder, or what the remote holds, with a pointer; status 1 where they differ."""
     from flowloom.lifecycle import versioning
+    from flowloom.lifecycle.pointer import read_pointer
 
-    pointer, near = versioning.read_pointer(parsed.pointer, parsed.remote), _near(parsed.pointer)
+    pointer, near = read_pointer(parsed.pointer, parsed.remote), _near(parsed.pointer)
     if parsed.folder is None:
         where = f"remote {pointer.remote}"
         found = versioning.verify_remote(pointer, near)

@@ -121,12 +121,13 @@ def _data() -> Iterator[Finding]:
 def _recorded(folder: Path, fetch: str) -> Finding:
     """Whether the data folder is the one that `data.dvc` beside it records, file by file."""
     from flowloom.lifecycle import remotes, versioning
+    from flowloom.lifecycle.pointer import read_pointer
 
     path = folder.parent / "data.dvc"
     if not path.is_file():
         return Finding("data.dvc", False, f"no {path}", "run in the checkout of the repository")
     try:
-        pointer = versioning.read_pointer(path, remotes.SEED)
+        pointer = read_pointer(path, remotes.SEED)
     except ValueError as error:
         return Finding("data.dvc", False, one_line(error), fetch)
     try:

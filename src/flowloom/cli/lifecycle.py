@@ -21,7 +21,7 @@ from flowloom.cli.output import (
 if TYPE_CHECKING:
     from flowloom.lifecycle.comparison import Comparison
     from flowloom.lifecycle.lineage import Artifact, Lineage
-    from flowloom.lifecycle.records import Record, Subject
+    from flowloom.lifecycle.record import Record, Subject
 
 SHORT = 12
 """Digits of a digest that are shown to people."""

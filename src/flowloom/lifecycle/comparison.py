@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from flowloom.lifecycle import remotes
-from flowloom.lifecycle.records import Record, Records, Subject, asked, entries_of
+from flowloom.lifecycle.record import Record, Subject
+from flowloom.lifecycle.records import Records, asked, entries_of
 from flowloom.lifecycle.run_facts import flatten
 from flowloom.lifecycle.surroundings import different
 

@@ -10,7 +10,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flowloom.lifecycle.records import Record, Records
+from flowloom.lifecycle.record import Record
+from flowloom.lifecycle.records import Records
 
 OPPONENT = "champion"
 """Input that is another model version: whom a candidate was compared with. Its own lineage is not

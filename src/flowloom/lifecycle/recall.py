@@ -16,7 +16,8 @@ from typing import Any
 from flowloom.dataset.card import row_config
 from flowloom.dataset.config import BuildTripletsConfig
 from flowloom.lifecycle import records as stored
-from flowloom.lifecycle.records import Record, Records
+from flowloom.lifecycle.record import Record
+from flowloom.lifecycle.records import Records
 from flowloom.lifecycle.versions import CANDIDATE, CHAMPION, NAME, aliases
 from flowloom.runs import data_md5, folder_digest, home
 

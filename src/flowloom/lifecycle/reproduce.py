@@ -22,10 +22,9 @@ from typing import Any
 
 from flowloom.lifecycle import remotes, surroundings
 from flowloom.lifecycle.lineage import Lineage, trace
+from flowloom.lifecycle.record import Record, Subject
 from flowloom.lifecycle.records import (
-    Record,
     Records,
-    Subject,
     bring,
     entries_of,
     first_difference,

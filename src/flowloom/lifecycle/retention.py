@@ -23,7 +23,8 @@ from typing import Any
 
 from flowloom.lifecycle import journal, lineage, remotes, spool, storage, turns
 from flowloom.lifecycle.objects import FOLDER, is_digest, parse_manifest
-from flowloom.lifecycle.records import PINNED, Record, Records, asked, entries_of, read_folder
+from flowloom.lifecycle.record import Record, read_folder
+from flowloom.lifecycle.records import PINNED, Records, asked, entries_of
 from flowloom.lifecycle.versions import NAME, aliases, get_version
 from flowloom.runs import data_dir, home
 

@@ -13,7 +13,8 @@ from typing import Any
 from flowloom.lifecycle import remotes, versioning
 from flowloom.lifecycle.objects import parse_manifest
 from flowloom.lifecycle.packages import installed
-from flowloom.lifecycle.records import Record, Records, asked
+from flowloom.lifecycle.record import Record
+from flowloom.lifecycle.records import Records, asked
 from flowloom.lifecycle.run_facts import MAX_TEXT, flatten
 from flowloom.lifecycle.versioning import Difference
 from flowloom.runs import code_digest, data_dir, data_md5, folder_entries
