@@ -1,13 +1,22 @@
-"""What steps ask of a cluster. The local runner ignores all of it but the steps' names."""
+"""What steps ask of a cluster, by role. The local runner ignores all of it but their names."""
+
+from typing import Optional
 
 from kfp import kubernetes as k8s
 from kfp.dsl import PipelineTask
 
-GPU_LABEL = "flowloom/pool"
-GPU_POOL = "gpu"
+from components.images import CPU_IMAGE
+from pipelines import clusters
+
+POOL_LABEL = "flowloom/pool"
 GPU_RESOURCE = "nvidia.com/gpu"
+LABELS = {"app.kubernetes.io/part-of": "flowloom", "flowloom/role": "step"}
+"""By which network policies and quotas know a step's pod."""
+USER = 1000
+"""Of the images."""
 TRACKING_SECRET = "flowloom-tracking"
 STORE_SECRET = "flowloom-store"
+WEBHOOK_SECRET = "flowloom-webhook"
 HOME_CLAIM = "flowloom-home"
 HOME = "/var/lib/flowloom"
 """`FLOWLOOM_HOME` of the images."""
@@ -20,10 +29,12 @@ TRACKING_KEYS = {
     "MLFLOW_TRACKING_TOKEN": "MLFLOW_TRACKING_TOKEN",
 }
 STORE_KEYS = {
+    "FLOWLOOM_STORE": "FLOWLOOM_STORE",
     "AWS_ACCESS_KEY_ID": "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY": "AWS_SECRET_ACCESS_KEY",
     "AWS_ENDPOINT_URL": "AWS_ENDPOINT_URL",
 }
+WEBHOOK_KEYS = {"FLOWLOOM_WEBHOOK_URL": "FLOWLOOM_WEBHOOK_URL"}
 
 
 def cpu_step(
@@ -33,7 +44,7 @@ def cpu_step(
     repeat: int = 1,
     retries: int = RETRIES,
 ) -> PipelineTask:
-    """A step without an accelerator: name, limits, cache, retries, home, secrets by name.
+    """A step without an accelerator, on any node; it may tell a webhook.
 
     Args:
         task: The step.
@@ -43,7 +54,69 @@ def cpu_step(
             says so.
         retries: How often it is tried again; a stage goes on from its checkpoints.
     """
+    _step(task, cpu, memory, repeat, retries)
+    _secret(task, WEBHOOK_SECRET, WEBHOOK_KEYS)
+    return task
+
+
+def render_step(task: PipelineTask, repeat: int = 1) -> PipelineTask:
+    """A step that renders, on the cluster's pool for it."""
+    cluster = clusters.current()
+    return _heavy_step(task, cluster.rendering_pool, cluster.num_gpus, repeat)
+
+
+def train_step(task: PipelineTask, repeat: int = 1) -> PipelineTask:
+    """A step that trains, on the cluster's pool for it.
+
+    One that takes `launch` is given what the cluster says (see `launch`): as a TrainJob, the step
+    only starts and follows it, and asks for no more than another without an accelerator.
+    """
+    cluster = clusters.current()
+    if "launch" not in (task.component_spec.inputs or {}):
+        return _heavy_step(task, cluster.training_pool, cluster.num_gpus, repeat)
+    how, _, processes = cluster.launch.partition(":")
+    if how == "trainjob":
+        task.set_container_image(CPU_IMAGE)
+        return _step(task, "1", "2Gi", repeat)
+    gpus = int(processes) if cluster.num_gpus and how == "torchrun" else cluster.num_gpus
+    return _heavy_step(task, cluster.training_pool, gpus, repeat)
+
+
+def launch() -> str:
+    """How training steps run their stage: the argument of that name."""
+    return clusters.current().launch
+
+
+gpu_step = train_step
+
+
+def _heavy_step(
+    task: PipelineTask, pool: Optional[str], num_gpus: int, repeat: int
+) -> PipelineTask:
+    """A step on the GPUs of a pool, which keeps other pods away by a taint."""
+    cluster = clusters.current()
+    if not num_gpus:
+        task.set_container_image(CPU_IMAGE)
+        return _step(task, cluster.cpu, cluster.memory, repeat)
+    _step(task, cluster.cpu, cluster.memory, repeat)
+    task.set_accelerator_type(GPU_RESOURCE).set_accelerator_limit(num_gpus)
+    if pool:
+        k8s.add_node_selector(task, label_key=POOL_LABEL, label_value=pool)
+    k8s.add_toleration(task, key=GPU_RESOURCE, operator="Exists", effect="NoSchedule")
+    # Data loaders share tensors through it; the default is 64 MiB.
+    k8s.empty_dir_mount(
+        task, volume_name="shm", mount_path="/dev/shm", medium="Memory", size_limit="2Gi"
+    )
+    return task
+
+
+def _step(
+    task: PipelineTask, cpu: str, memory: str, repeat: int, retries: int = RETRIES
+) -> PipelineTask:
+    """What every step has: name, image, limits, cache, retries, home, labels, secrets by name."""
     _name(task, repeat)
+    image = clusters.image_of(clusters.current(), task.container_spec.image)
+    task.set_container_image(image)
     # What such a step makes is decided by its inputs, for the digests of code and data are among
     # them; so a hit spares a pod, and on the GPU pool perhaps a node. Others ask the registry, or
     # change it, or are a matter of seconds.
@@ -54,31 +127,23 @@ def cpu_step(
         task.set_retry(
             retries, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="600s"
         )
+    for key, value in LABELS.items():
+        k8s.add_pod_label(task, label_key=key, label_value=value)
+    # The rest of what a namespace with pod security `restricted` asks for, Kubeflow Pipelines sets
+    # itself; it has no setting for a read-only root file system, but steps would live with one.
+    k8s.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)
+    k8s.empty_dir_mount(task, volume_name="tmp", mount_path="/tmp")
     # Run folders outlive pods there: a retried stage finds its checkpoints.
     k8s.mount_pvc(task, pvc_name=HOME_CLAIM, mount_path=HOME)
     k8s.use_field_path_as_env(task, env_name="FLOWLOOM_TURN", field_path=RUN_ID)
-    k8s.use_secret_as_env(
-        task, secret_name=TRACKING_SECRET, secret_key_to_env=TRACKING_KEYS, optional=True
-    )
-    k8s.use_secret_as_env(
-        task, secret_name=STORE_SECRET, secret_key_to_env=STORE_KEYS, optional=True
-    )
+    _secret(task, TRACKING_SECRET, TRACKING_KEYS)
+    _secret(task, STORE_SECRET, STORE_KEYS)
     return task
 
 
-def gpu_step(
-    task: PipelineTask, cpu: str = "4", memory: str = "16Gi", repeat: int = 1
-) -> PipelineTask:
-    """A step on one GPU of the GPU node pool, which keeps other pods away by a taint."""
-    cpu_step(task, cpu, memory, repeat)
-    task.set_accelerator_type(GPU_RESOURCE).set_accelerator_limit(1)
-    k8s.add_node_selector(task, label_key=GPU_LABEL, label_value=GPU_POOL)
-    k8s.add_toleration(task, key=GPU_RESOURCE, operator="Exists", effect="NoSchedule")
-    # Data loaders share tensors through it; the default is 64 MiB.
-    k8s.empty_dir_mount(
-        task, volume_name="shm", mount_path="/dev/shm", medium="Memory", size_limit="2Gi"
-    )
-    return task
+def _secret(task: PipelineTask, name: str, keys: dict[str, str]) -> None:
+    """Give the step what the secret holds; a cluster may do without."""
+    k8s.use_secret_as_env(task, secret_name=name, secret_key_to_env=keys, optional=True)
 
 
 def _name(task: PipelineTask, repeat: int) -> None:
