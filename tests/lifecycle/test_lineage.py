@@ -129,5 +129,5 @@ def test_a_version_a_run_id_and_a_folder_name_the_same(tracked, make_parts):
         "catalogue", "triplets", "designer", "adapter", "reward", "evaluation",
     }  # fmt: skip
     for text in ("models:/flow-designer@champion", "models:/other@champion", "nothing", "0" * 32):
-        with pytest.raises(ValueError, match=r"no such alias|expected models|expected an|tracker"):
+        with pytest.raises(ValueError, match=r"no such model|expected models|expected an|tracker"):
             records.subject(text)

@@ -21,7 +21,7 @@ from flowloom.lifecycle.objects import manifest_of, parse_manifest
 from flowloom.lifecycle.pointer import TAG, Pointer
 from flowloom.lifecycle.record import Record, Subject, read_folder, read_tags
 from flowloom.lifecycle.spool import tracking_uri
-from flowloom.lifecycle.versions import CHAMPION_URI, NAME, aliases
+from flowloom.lifecycle.versions import CHAMPION_URI, NAME, exists, get_version, resolve
 from flowloom.runs import folder_entries, home
 
 if TYPE_CHECKING:
@@ -44,14 +44,9 @@ class Records:
     @functools.cached_property
     def client(self) -> MlflowClient | None:
         """The tracker's client, or `None` where nothing was ever recorded."""
-        uri = tracking_uri()
         if self._given is not None:
             return self._given
-        local = uri.startswith("sqlite:///")
-        # Opening a file that is not there would make one.
-        if local and not Path(uri.removeprefix("sqlite:///")).is_file():
-            return None
-        return mlflow_tree.connect()
+        return mlflow_tree.connect() if exists() else None
 
     def subject(self, text: str | None) -> Subject:
         """What `text` names.
@@ -174,25 +169,14 @@ class Records:
     def _version(self, name: str) -> Subject:
         if self.client is None:
             raise ValueError(f"models:/{name}: no registry at {tracking_uri()}")
-        model, _, alias = name.partition("@")
-        number = ""
-        if not alias:
-            model, _, number = name.partition("/")
-        if model != NAME:
-            raise ValueError(f"model: got {name!r}, expected models:/{NAME}@ALIAS or /VERSION")
         with asked():
-            if alias:
-                number = aliases(self.client).get(alias, "")
-            if not number:
-                where = tracking_uri()
-                raise ValueError(f"models:/{name}: no such alias in {where}")
-            found = self.client.get_model_version(NAME, number)
-        title = f"{NAME} version {number}" + (f" (@{alias})" if alias else "")
-        digest = found.tags.get("flowloom.digest")
-        makers = self.by_digest(digest)
-        mine = [record for record in makers if str(found.run_id) in record.run_ids]
+            found = get_version(self.client, resolve(self.client, f"models:/{name}"))
+        alias = name.partition("@")[2]
+        title = f"{NAME} version {found.version}" + (f" (@{alias})" if alias else "")
+        makers = self.by_digest(found.digest)
+        mine = [record for record in makers if found.run_id in record.run_ids]
         chosen = next(iter(mine or makers), None)
-        return Subject(title=title, digest=digest, record=chosen, version=number)
+        return Subject(title=title, digest=found.digest, record=chosen, version=found.version)
 
     @functools.cached_property
     def _local(self) -> dict[str, list[Path]]:

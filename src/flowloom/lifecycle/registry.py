@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowloom.lifecycle import journal, mlflow_model, tracking, versioning
+from flowloom.lifecycle import journal, mlflow_model, tracking, versioning, webhook
 from flowloom.lifecycle.config import GateConfig
 from flowloom.lifecycle.gate import Check, Decision, champion_unchanged, gate
 from flowloom.lifecycle.model_folder import PARTS, Layout, build_model_folder
@@ -131,6 +131,8 @@ def decide(
 ) -> StageResult:
     """The `promote` stage: gate, compare-and-swap, `decision.json`. A second call changes nothing.
 
+    The decision is told to the webhook, if there is one.
+
     Args:
         config: The gate's bounds.
         version: The candidate.
@@ -150,6 +152,8 @@ def decide(
             decision = promote(version, gate(found, config))
             write_json(run.out / "decision.json", decision.to_dict())
             run.log(f"version {version} is {_verdict(decision)}: {decision.reason}")
+            # Before the run is done: a call after one that died here tells it again.
+            webhook.notify(webhook.decided(NAME, version, expected, decision))
             result = run.finish({"gate/promoted": float(decision.promoted)})
             versioning.publish(result.out_dir)
         return result

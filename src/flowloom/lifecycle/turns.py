@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowloom.lifecycle import tracking
+from flowloom.lifecycle import tracking, webhook
 from flowloom.runs import code_digest, data_md5, home, storing, write_json
 
 if TYPE_CHECKING:
@@ -161,19 +161,27 @@ def begin(pipeline: str, recipe: str, overrides: Mapping[str, Any], champion: st
 def close(state: str, error: str | None) -> None:
     """Record how the turn ended: in its record, and in the tracking run of the turn.
 
+    A failure is also told to the webhook, if there is one.
+
     Args:
         state: `SUCCEEDED`, `FAILED` or `CANCELLED`.
         error: What the engine says of it.
     """
     name = os.environ.get("FLOWLOOM_TURN")
-    if not name or not (home() / "turns" / name / "turn.json").is_file():
+    if not name:
         return
-    turn = load(name)
+    folder = home() / "turns" / name
     outcome = {"state": state, "error": error}
-    failure = turn.dir / "failure.json"
-    if state != "SUCCEEDED" and failure.is_file():
-        outcome |= json.loads(failure.read_text())
-    write_json(turn.dir / "outcome.json", outcome)
+    failure = folder / "failure.json"
+    if state != "SUCCEEDED":
+        if failure.is_file():
+            outcome |= json.loads(failure.read_text())
+        # Before anything is written: what went wrong may be the disk, or the tracker.
+        webhook.notify(webhook.turn_failed(state, outcome["error"], outcome.get("step")))
+    if not (folder / "turn.json").is_file():
+        return  # its first step did not come to make the record
+    write_json(folder / "outcome.json", outcome)
+    turn = load(name)
     turn.mark("finished" if state == "SUCCEEDED" else "failed")
     if os.environ.get("FLOWLOOM_TRACKING") != "spool":
         tracking.drain()

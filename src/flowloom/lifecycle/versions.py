@@ -49,7 +49,7 @@ class ModelVersion:
 
 def champion() -> ModelVersion | None:
     """The champion, or `None` where there is none yet."""
-    if not _exists():
+    if not exists():
         return None
     client = tracking.connect()
     version = aliases(client).get(CHAMPION)
@@ -82,7 +82,7 @@ def champion_dir(uri: str = CHAMPION_URI) -> Path:
             raise ValueError(f"model: got {uri!r}, expected a model's folder or models:/{NAME}@...")
         return Path(uri)
     client = connect()
-    version = get_version(client, _resolve(client, uri))
+    version = get_version(client, resolve(client, uri))
     folder = home() / "models" / version.digest.removesuffix(".dir")
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,7 @@ def connect() -> MlflowClient:
     Raises:
         ValueError: If there is no registry yet.
     """
-    if not _exists():
+    if not exists():
         raise ValueError(
             f"registry: got nothing at {tracking.tracking_uri()}, expected {NAME}; `make demo` (or "
             "`python -m pipelines run continuous_training`) makes one"
@@ -163,7 +163,18 @@ def get_version(client: MlflowClient, version: str) -> ModelVersion:
     )
 
 
-def _resolve(client: MlflowClient, uri: str) -> str:
+def exists() -> bool:
+    """Whether there is a registry at all; opening a SQLite file that is not there would make it."""
+    uri = tracking.tracking_uri()
+    return not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).is_file()
+
+
+def resolve(client: MlflowClient, uri: str) -> str:
+    """The version that `models:/flow-designer@ALIAS` or `/VERSION` names.
+
+    Raises:
+        ValueError: If it names another model, or an alias that there is not.
+    """
     name, alias = uri.removeprefix("models:/"), None
     if "@" in name:
         name, alias = name.split("@", 1)
@@ -178,12 +189,6 @@ def _resolve(client: MlflowClient, uri: str) -> str:
             "pipelines run continuous_training`) makes one"
         )
     return version
-
-
-def _exists() -> bool:
-    """Whether there is a registry at all; opening a SQLite file that is not there would make it."""
-    uri = tracking.tracking_uri()
-    return not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).is_file()
 
 
 def _unreachable(error: Exception) -> str:
