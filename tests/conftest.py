@@ -61,7 +61,10 @@ def _reproducible():
 def _own_home(tmp_path_factory, monkeypatch):
     """Runs, store and tracking of one test are seen by no other and stay out of the checkout."""
     monkeypatch.setenv("FLOWLOOM_HOME", str(tmp_path_factory.mktemp("home")))
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID"):
+    for name in (
+        *("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID"),
+        "FLOWLOOM_WEBHOOK_URL",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 
