@@ -197,6 +197,7 @@ def _holds(test, thing):
 def _handler(server):
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # else 40 ms pass between head and body of an answer
 
         def _serve(self):
             url = urlsplit(self.path)
