@@ -11,7 +11,11 @@ import re
 import shlex
 from pathlib import Path
 
-KNOWN = ("FROM", "ARG", "ENV", "WORKDIR", "COPY", "RUN", "USER", "CMD")
+CHANGE = ("FROM", "ARG", "ENV", "WORKDIR", "COPY", "RUN", "USER")
+"""What later steps see."""
+DESCRIBE = ("CMD", "ENTRYPOINT", "EXPOSE", "HEALTHCHECK", "LABEL")
+"""What an engine keeps beside the files, for when it starts the image."""
+KNOWN = (*CHANGE, *DESCRIBE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +60,11 @@ def read(path: Path) -> dict[str, Stage]:
                 raise ValueError(f"{where}: got {step.text!r}, expected IMAGE AS NAME")
             stages[name] = Stage(name, parent, ())
         elif not stages:
-            given |= pairs(step.text)  # ARG before the first FROM serves FROM lines alone
+            # ARG before the first FROM: for FROM lines, and for stages that name it without a value.
+            given |= pairs(step.text)
         else:
+            if step.kind == "ARG" and "=" not in step.text and step.text in given:
+                step = dataclasses.replace(step, text=f"{step.text}={given[step.text]}")
             last = list(stages.values())[-1]
             stages[last.name] = dataclasses.replace(last, steps=(*last.steps, step))
     return stages

@@ -1,21 +1,27 @@
 """The steps of a Dockerfile's target, run in a folder that stands for `/`; no engine is needed.
 
-    python -m tests.infra.replay [--target cpu] [--installed]
+    python -m tests.infra.replay [--target cpu] [--installed] [--build-arg NAME=VALUE]
 
 Real: every COPY (what `.dockerignore` leaves out is not there), ENV, ARG, WORKDIR and RUN, in a
 clean environment: no variable of this one but pip's own settings, no program but those listed here,
 an empty virtual environment, the wheel built from what was copied and installed into it. Stages are
 built one at a time at the same place, so that a path inside holds after a COPY from one to another.
 
+Not run: what an engine keeps for the start (CMD, ENTRYPOINT, EXPOSE, HEALTHCHECK, LABEL).
+
 Replaced:
-- the base image: by this interpreter, its pip, and the few programs of `PROGRAMS`, so without git
-  or a compiler, as the image. Nothing stops a step that names a file of this machine.
+- a base image: by this interpreter, its pip, and the few programs of `PROGRAMS`, so without git
+  or a compiler, as the image; the image that has git has it here too. Nothing stops a step that
+  names a file of this machine.
 - a path in a RUN or ENV: by the same below the folder.
-- users: `useradd` makes a home folder and `chown` looks at whether there is something to own;
-  steps after USER run as who runs this.
+- users: `useradd` does nothing and `chown` looks at whether there is something to own; steps after
+  USER run as who runs this.
 - with `--installed`, each `pip install` from an index: by links to this environment's packages,
   after a check that they are of the versions that `requirements.lock` names. Without it they are
   downloaded: 2 GB, minutes.
+
+`render` fetches a server's source: without a way to it, `--build-arg COMFYUI_SOURCE=file:///FOLDER`
+names a copy (and COMFYUI_COMMIT, COMFYUI_VERSION another commit of it).
 """
 
 from __future__ import annotations
@@ -37,8 +43,10 @@ from tests.infra.dockerfile import Stage, Step
 
 CHECKOUT = Path(__file__).parents[2]
 FILE = CHECKOUT / "infra" / "Dockerfile"
-PROGRAMS = ("sh", "mkdir", "rm", "env", "uname")
+PROGRAMS = ("sh", "mkdir", "rm", "env", "uname", "grep")
 """What the base image has too and a step may need."""
+GIT_IMAGE = re.compile(r"python:[\d.]+-bookworm")
+"""An image with git."""
 PASSED = re.compile(r"PIP_\w+|SSL_CERT_FILE|https?_proxy|HTTPS?_PROXY|no_proxy|NO_PROXY")
 OWN = re.compile(r"flowloom|__editable__|pip\b|__pycache__|_virtualenv|.*\.pth$|.*\.egg-link$")
 """Entries of this environment that are not packages of the lock."""
@@ -47,11 +55,12 @@ OWN = re.compile(r"flowloom|__editable__|pip\b|__pycache__|_virtualenv|.*\.pth$|
 class Replay:
     """Runs stages below `folder`: one at a time in `root`, finished ones aside."""
 
-    def __init__(self, folder: Path, installed: bool):
-        """Work in `folder`; `installed`: link to this environment's packages."""
+    def __init__(self, folder: Path, installed: bool, args: dict[str, str] | None = None):
+        """Work in `folder`; `installed`: link to this environment's packages; `args`: of a build."""
         self.root = folder / "root"
         self._aside = folder / "stages"
         self._installed = installed
+        self._args = args or {}
         self.stages = dockerfile.read(FILE)
         self.ran: list[tuple[str, Step, float]] = []
         self._aside.mkdir(parents=True)
@@ -62,13 +71,15 @@ class Replay:
         if tree.exists():
             return tree
         stage = self.stages[name]
+        if not stage.steps:
+            return self.build(stage.parent)
         for needed in _needs(stage, self.stages):
             self.build(needed)
         if stage.parent in self.stages:
             shutil.copytree(self._aside / stage.parent, self.root, symlinks=True)
         else:
-            _base(self.root)
-        state = _State(self.root)
+            _base(self.root, stage.parent)
+        state = _State(self.root, self._args)
         for inherited in dockerfile.chain(self.stages, name)[:-1]:
             for step in inherited.steps:
                 state.take(step)
@@ -127,11 +138,11 @@ class Replay:
 class _State:
     """Variables, folder and user as instructions leave them."""
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path, given: dict[str, str]):
         self._root = root
+        self._given = given
         self.folder = "/"
-        self.user = "root"
-        self.env = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
+        self.env = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/root"}
         self._args: dict[str, str] = {}
 
     def take(self, step: Step) -> None:
@@ -140,12 +151,11 @@ class _State:
         if step.kind == "ENV":
             self.env |= dockerfile.pairs(dockerfile.replaced(step.text, known))
         elif step.kind == "ARG":
-            self._args |= dockerfile.pairs(step.text)
+            declared = dockerfile.pairs(step.text)
+            self._args |= declared | {n: self._given[n] for n in declared if n in self._given}
         elif step.kind == "WORKDIR":
             self.folder = step.text
             (self._root / step.text.lstrip("/")).mkdir(parents=True, exist_ok=True)
-        elif step.kind == "USER":
-            self.user = step.text
 
     def inside(self, path: str) -> str:
         """A path of a COPY, absolute."""
@@ -155,8 +165,7 @@ class _State:
     def environment(self) -> dict[str, str]:
         """What a RUN sees."""
         passed = {name: value for name, value in os.environ.items() if PASSED.fullmatch(name)}
-        home = "/root" if self.user == "root" else "/home/flowloom"
-        own = {"HOME": home, **self._args, **self.env}
+        own = self._args | self.env
         return passed | {name: _mapped(value, self._root) for name, value in own.items()}
 
 
@@ -230,17 +239,17 @@ def _needs(stage: Stage, stages: dict[str, Stage]) -> list[str]:
     return [name for name in (stage.parent, *origins) if name in stages]
 
 
-def _base(root: Path) -> None:
-    """What the replay has instead of the base image."""
+def _base(root: Path, image: str) -> None:
+    """What the replay has instead of a base image."""
     for name in ("tmp", "root", "home", "var/lib", "bin", "usr/local/bin", "opt"):
         (root / name).mkdir(parents=True)
-    for name in PROGRAMS:
+    for name in (*PROGRAMS, *(["git"] if GIT_IMAGE.fullmatch(image) else [])):
         (root / "bin" / name).symlink_to(str(shutil.which(name)))
     python = Path(sys.base_prefix) / "bin" / "python3"
     scripts = {
         "python": f'exec "{python}" "$@"',
         "pip": f'exec "{python}" -m pip "$@"',
-        "useradd": f'for name; do :; done; mkdir -p "{root}/home/$name"',
+        "useradd": "exit 0",
         "chown": 'shift; for path; do [ -e "$path" ] || exit 1; done',
     }
     for name, line in scripts.items():
@@ -261,9 +270,15 @@ def main() -> int:
     parser.add_argument(
         "--installed", action="store_true", help="link to this environment's packages"
     )
+    parser.add_argument(
+        "--build-arg", action="append", default=[], metavar="NAME=VALUE", help="as docker build's"
+    )
     options = parser.parse_args()
+    if options.installed and options.target == "render":
+        parser.error("--installed: got render, expected a target whose packages the lock names")
+    args = dict(pair.split("=", 1) for pair in options.build_arg)
     with tempfile.TemporaryDirectory() as folder:
-        replay = Replay(Path(folder), options.installed)
+        replay = Replay(Path(folder), options.installed, args)
         try:
             replay.build(options.target)
         except ValueError as error:
