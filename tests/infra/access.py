@@ -1,0 +1,151 @@
+"""Who may reach whom: network policies and RBAC of an overlay, as tables and as findings."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from tests.infra.pods import pods
+from tests.infra.rendered import Document, title
+
+ROLES = ("Role", "ClusterRole")
+BINDINGS = ("RoleBinding", "ClusterRoleBinding")
+
+
+def flows(documents: list[Document]) -> set[tuple[str, str, str, str]]:
+    """What network policies allow: side that allows it, from, to, ports.
+
+    A selector reads as its labels; `*` is every pod of the namespace, `anywhere` every address.
+    """
+    return {flow for document in _policies(documents) for flow in _flows_of(document["spec"])}
+
+
+def _policies(documents: list[Document]) -> list[Document]:
+    return [document for document in documents if document["kind"] == "NetworkPolicy"]
+
+
+def _flows_of(spec: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    subject = _labels(spec["podSelector"])
+    for rule in spec.get("egress", []):
+        for peer in _peers(rule.get("to")):
+            yield "egress", subject, peer, _ports(rule)
+    for rule in spec.get("ingress", []):
+        for peer in _peers(rule.get("from")):
+            yield "ingress", peer, subject, _ports(rule)
+
+
+def _peers(peers: Any) -> list[str]:
+    """Each peer of a rule; a rule that names none is for every address."""
+    return [_peer(peer) for peer in peers] if peers else ["anywhere"]
+
+
+def _peer(peer: dict[str, Any]) -> str:
+    if "ipBlock" in peer:
+        block = peer["ipBlock"]
+        return " but ".join([block["cidr"], *block.get("except", [])])
+    there = _labels(peer.get("podSelector", {}))
+    if "namespaceSelector" in peer:
+        return f"[{_labels(peer['namespaceSelector'])}] {there}"
+    return there
+
+
+def _labels(selector: dict[str, Any]) -> str:
+    terms = [f"{key}={value}" for key, value in sorted(selector.get("matchLabels", {}).items())]
+    for term in selector.get("matchExpressions", []):
+        values = "|".join(sorted(term.get("values", [])))
+        terms.append(f"{term['key']} {term['operator']} {values}".strip())
+    return ",".join(terms) or "*"
+
+
+def _ports(rule: dict[str, Any]) -> str:
+    def one(port: dict[str, Any]) -> str:
+        until = f"-{port['endPort']}" if "endPort" in port else ""
+        return f"{port.get('port', 'any')}{until}/{port.get('protocol', 'TCP')}"
+
+    return " ".join(sorted(map(one, rule.get("ports", [])))) or "any"
+
+
+def default_deny(documents: list[Document]) -> list[str]:
+    """Each namespace with pods has a policy for all of them that allows nothing, either way."""
+    denied = {
+        document["metadata"].get("namespace")
+        for document in _policies(documents)
+        if document["spec"]["podSelector"] == {}
+        and set(document["spec"].get("policyTypes", [])) == {"Ingress", "Egress"}
+        and not document["spec"].get("ingress")
+        and not document["spec"].get("egress")
+    }
+    ours = {pod.namespace for pod in pods(documents) if pod.namespace}
+    ours |= {d["metadata"]["name"] for d in documents if d["kind"] == "Namespace"}
+    return [f"Namespace/{name}: expected a policy that denies" for name in sorted(ours - denied)]
+
+
+def one_sided(documents: list[Document]) -> list[str]:
+    """Between pods of the namespace, what one side allows the other allows as well."""
+    found = []
+    allowed = flows(documents)
+    for side, source, target, ports in sorted(allowed):
+        other = {"egress": "ingress", "ingress": "egress"}[side]
+        inside = _of_namespace(source) and _of_namespace(target)
+        if inside and (other, source, target, ports) not in allowed:
+            found.append(f"{source} -> {target} {ports}: {side} alone allows it")
+    return found
+
+
+def _of_namespace(end: str) -> bool:
+    """Whether a flow's end is pods of the policy's own namespace, not another's or an address."""
+    return end != "anywhere" and not end.startswith("[") and not re.match(r"[\d:]", end)
+
+
+def rules(documents: list[Document]) -> set[tuple[str, str, str, str]]:
+    """What roles allow: role, API group, resource (and names, if limited to some), verbs."""
+    found = set()
+    for document in documents:
+        if document["kind"] not in ROLES:
+            continue
+        for rule in document.get("rules", []):
+            names = "|".join(sorted(rule.get("resourceNames", [])))
+            for group in rule.get("apiGroups", [""]):
+                for resource in rule.get("resources", rule.get("nonResourceURLs", [])):
+                    what = f"{resource} {names}".strip()
+                    found.add((title(document), group, what, " ".join(sorted(rule["verbs"]))))
+    return found
+
+
+def wildcards(documents: list[Document]) -> list[str]:
+    """No role has a `*`, nor what lets it give itself more."""
+    more = {"escalate", "bind", "impersonate"}
+    return [
+        f"{role} {group}/{what}: {verbs}"
+        for role, group, what, verbs in sorted(rules(documents))
+        if "*" in (group + what + verbs) or more & set(verbs.split())
+    ]
+
+
+def bindings(documents: list[Document]) -> set[tuple[str, str]]:
+    """Which role is bound to whom: `RoleBinding` or `ClusterRoleBinding`, role, subject."""
+    found = set()
+    for document in documents:
+        if document["kind"] in BINDINGS:
+            role = f"{document['roleRef']['kind']}/{document['roleRef']['name']}"
+            for subject in document.get("subjects", []):
+                where = subject.get("namespace", "")
+                who = f"{subject['kind']}/{where}/{subject['name']}".replace("//", "/")
+                found.add((f"{document['kind']} {role}", who))
+    return found
+
+
+def loose_bindings(documents: list[Document]) -> list[str]:
+    """Each binding is of a role and to service accounts that are there."""
+    there = {title(d) for d in documents}
+    accounts = {
+        f"ServiceAccount/{d['metadata'].get('namespace')}/{d['metadata']['name']}"
+        for d in documents
+        if d["kind"] == "ServiceAccount"
+    }
+    found = []
+    for bound, who in sorted(bindings(documents)):
+        if bound.split()[1] not in there:
+            found.append(f"{bound}: no such role")
+        if who not in accounts:
+            found.append(f"{bound}: to {who}, which is not there")
+    return found
