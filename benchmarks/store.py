@@ -27,6 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flowloom.lifecycle import remotes, versioning
+from flowloom.lifecycle.pointer import Pointer, dvc_file
 from flowloom.runs import file_md5, folder_digest
 
 NUM_FILES, FILE_BYTES = 20, 250_000
@@ -39,8 +40,9 @@ for path in sys.argv[1:]: versioning.publish(Path(path))
 """
 FETCH = """
 import json, sys; from pathlib import Path; from flowloom.lifecycle import versioning
+from flowloom.lifecycle.pointer import read_pointer
 print("ready", flush=True); sys.stdin.readline()
-versioning.fetch(versioning.read_pointer(sys.argv[1]), Path(sys.argv[2]))
+versioning.fetch(read_pointer(sys.argv[1]), Path(sys.argv[2]))
 """
 
 
@@ -230,7 +232,7 @@ def resumed(work: Path, large_bytes: int) -> dict[str, float]:
 
     into = work / "large-again"
     partial = work / f"large-again.{pointer.md5[:12]}.partial" / digest
-    (work / "p.dvc").write_text(versioning.dvc_file(pointer, "large"))
+    (work / "p.dvc").write_text(dvc_file(pointer, "large"))
     process = start(FETCH, work / "p.dvc", into)
     go(process)
     while not partial.exists() or partial.stat().st_size < large_bytes / 2:
@@ -268,7 +270,7 @@ def two_at_once(work: Path, rounds: int) -> dict[str, float]:
             go(process)
         assert [process.wait() for process in publishers] == [0, 0]
         for folder in folders:
-            pointer = versioning.Pointer(folder_digest(folder), 0, 8)
+            pointer = Pointer(folder_digest(folder), 0, 8)
             lost += len(versioning.verify_remote(pointer))
     return {"two_publishers_artifacts": 2 * rounds, "two_publishers_lost": lost}
 

@@ -21,6 +21,7 @@ import pytest
 from flowloom import recipes, runs
 from flowloom.config import override, to_dict
 from flowloom.lifecycle import packages, registry, reproduce, surroundings, tracking, versioning
+from flowloom.lifecycle.pointer import dvc_file
 from flowloom.lifecycle.records import Records, first_difference
 from flowloom.lifecycle.versioning import Difference
 from flowloom.recipes import RECIPES
@@ -170,7 +171,7 @@ def test_a_changed_data_file_is_named(monkeypatch, tmp_path, chain):
     (data / "a.txt").write_text("a")
     (data / "b.txt").write_text("b")
     pointer = versioning.publish(data)
-    (tmp_path / "data.dvc").write_text(versioning.dvc_file(pointer, "data"))
+    (tmp_path / "data.dvc").write_text(dvc_file(pointer, "data"))
     monkeypatch.setenv("FLOWLOOM_DATA", str(data))
     (record,) = Records().by_digest(chain[2])
     record = dataclasses.replace(record, data=pointer.md5)

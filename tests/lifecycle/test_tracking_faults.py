@@ -20,6 +20,7 @@ from mlflow.exceptions import MlflowException
 from flowloom import runs
 from flowloom.lifecycle import spool, tracking, turns, versioning
 from flowloom.lifecycle.mlflow_tree import PARENT
+from flowloom.lifecycle.pointer import read_pointer
 
 CALLS = (
     "create_run",
@@ -375,9 +376,7 @@ def test_inputs_are_datasets_known_by_digest(tracked, make_run, in_turn):
     assert sorted(found) == ["data", "pairs", "parts.0", "parts.1"]
     pairs = found["pairs"].dataset
     assert (pairs.digest, pairs.source_type) == (digest, "dvc")
-    assert versioning.read_pointer(json.loads(pairs.source)) == versioning.read_pointer(
-        made.dir / "pointer.json"
-    )
+    assert read_pointer(json.loads(pairs.source)) == read_pointer(made.dir / "pointer.json")
     assert [tag.value for tag in found["pairs"].tags] == ["pairs"]
     assert found["parts.1"].dataset.digest == "b" * 32 + ".dir"
 

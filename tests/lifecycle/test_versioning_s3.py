@@ -29,6 +29,7 @@ from botocore.exceptions import ReadTimeoutError
 from flowloom import runs
 from flowloom.lifecycle import remotes, s3, versioning
 from flowloom.lifecycle.objects import md5_of, object_key
+from flowloom.lifecycle.pointer import Pointer, dvc_file
 from flowloom.lifecycle.remotes import UnreachableError
 
 MIB = 1 << 20
@@ -139,7 +140,7 @@ def test_dvc_pulls_from_s3_what_was_published(bucket, endpoint, folder, tmp_path
         f"    endpointurl = {endpoint}\n"
     )
     pointer = versioning.publish(folder)
-    (repo / "artifact.dvc").write_text(versioning.dvc_file(pointer, "artifact"))
+    (repo / "artifact.dvc").write_text(dvc_file(pointer, "artifact"))
     done = subprocess.run(
         [sys.executable, "-m", "dvc", "pull", "artifact.dvc"],
         cwd=repo,
@@ -154,9 +155,7 @@ def test_dvc_pulls_from_s3_what_was_published(bucket, endpoint, folder, tmp_path
 def test_publish_and_fetch(bucket, large, tmp_path, calls, monkeypatch):
     folder, _ = large
     pointer = versioning.publish(folder)
-    assert pointer == versioning.Pointer(
-        runs.folder_digest(folder), LARGE_BYTES + 6000, 8, remote="store"
-    )
+    assert pointer == Pointer(runs.folder_digest(folder), LARGE_BYTES + 6000, 8, remote="store")
     assert len(keys(bucket)) == 9
     assert calls.count("UploadPart") == 3
     calls.clear()
@@ -269,7 +268,7 @@ def test_two_processes_publish_at_once(bucket, folder, tmp_path):
     ]
     assert [process.wait() for process in both] == [0, 0]
     for path in (folder, other):
-        pointer = versioning.Pointer(runs.folder_digest(path), 0, len(contents(path)))
+        pointer = Pointer(runs.folder_digest(path), 0, len(contents(path)))
         versioning.fetch(pointer, tmp_path / "again" / path.name)
         assert contents(tmp_path / "again" / path.name) == contents(path)
 

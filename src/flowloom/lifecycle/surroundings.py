@@ -10,8 +10,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from flowloom.lifecycle import remotes, versioning
-from flowloom.lifecycle.objects import parse_manifest
+from flowloom.lifecycle import remotes
+from flowloom.lifecycle.objects import manifest_of, parse_manifest
 from flowloom.lifecycle.packages import installed
 from flowloom.lifecycle.record import Record
 from flowloom.lifecycle.records import Records, asked
@@ -99,7 +99,7 @@ def _data(made: Sequence[Record]) -> Iterator[str]:
         yield f"data: got nothing at {data_dir()}, expected {', '.join(sorted(expected))}"
         return
     entries = folder_entries(data_dir())
-    got = versioning.manifest_of(entries)[0]
+    got = manifest_of(entries)[0]
     for digest in sorted(expected - {got}):
         commits = sorted({r.commit for r in made if r.data == digest and r.commit})
         advice = (
