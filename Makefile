@@ -6,7 +6,12 @@
 #   TORCH_ARGS  further pip arguments for torch alone, such as --index-url for another build
 #   RECIPE      recipe of `make demo`
 #   TURN        turn that `make demo` runs until there is one: 2 goes on from the first; default: the latest
-#   ARGS        further arguments for pytest (test, golden) or for a benchmark (bench)
+#   ARGS        further arguments for pytest (test, golden), a benchmark (bench) or the replay
+#   IMAGES      which images `make images` builds, of cpu gpu render; default: all
+#   REGISTRY    comes before their names, as registry.example.com/team
+#   PUSH        1: push them, and print their digests
+#   CLUSTER     overlay of infra/overlays that is to run them
+#   GPU_TORCH_ARGS  TORCH_ARGS of gpu and render; TORCH_ARGS serves cpu
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH ?= torch==2.13.0
@@ -14,6 +19,11 @@ TORCH_ARGS ?=
 RECIPE ?= demo
 TURN ?=
 ARGS ?=
+IMAGES ?=
+REGISTRY ?=
+PUSH ?=
+CLUSTER ?=
+GPU_TORCH_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,7 +33,8 @@ PIPELINES = $(patsubst pipelines/%/pipeline.py,%,$(wildcard pipelines/*/pipeline
 ARTIFACT := $(BIN)/flowloom artifact
 # `rounds` first: others look at what it trains.
 BENCHMARKS = rounds $(filter-out rounds,$(patsubst benchmarks/%.py,%,$(shell grep -l '^def main' benchmarks/*.py)))
-CODE = $(wildcard src tests components pipelines benchmarks)
+OVERLAYS = $(notdir $(patsubst %/kustomization.yaml,%,$(wildcard infra/overlays/*/kustomization.yaml)))
+CODE = $(wildcard src tests components pipelines benchmarks infra)
 
 # Busy waiting of OpenMP threads costs far more than it gains; nothing here asks a hub or reports.
 export OMP_WAIT_POLICY := passive
@@ -38,7 +49,7 @@ SHELL := /bin/sh
 .SHELLFLAGS := -euc
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo test check format bench compile golden
+.PHONY: help setup data demo test check format bench compile golden images replay manifests
 
 help: ## List the tasks
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,6 +86,18 @@ compile: $(VENV)/.stamp ## Compile every pipeline to build/NAME.yaml
 
 golden: setup ## Rewrite the golden files under tests/; read the diff before committing it
 	$(PY) -m pytest -m golden --update-golden $(ARGS)
+
+images: setup ## Build the images of infra/Dockerfile (REGISTRY, PUSH=1, CLUSTER=prod: see above)
+	$(PY) -m infra.images $(IMAGES) --torch '$(TORCH)' --torch-args='$(TORCH_ARGS)' \
+	  --gpu-torch-args='$(GPU_TORCH_ARGS)' $(if $(REGISTRY),--registry '$(REGISTRY)') \
+	  $(if $(filter 1,$(PUSH)),--push) $(if $(CLUSTER),--cluster '$(CLUSTER)')
+
+replay: setup ## Run the Dockerfile's steps without an engine (ARGS="--target gpu" for another image)
+	$(PY) -m tests.infra.replay $(ARGS)
+
+manifests: ## Render every overlay to build/overlays/NAME.yaml (kubectl 1.31 or later)
+	@mkdir -p build/overlays
+	@for name in $(OVERLAYS); do kubectl kustomize infra/overlays/$$name >build/overlays/$$name.yaml; done
 
 $(VENV)/.stamp: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v[:2] == (3, 11) else f"PYTHON: got {v[0]}.{v[1]}, expected Python 3.11; name one with make PYTHON=...")'

@@ -1,4 +1,4 @@
-"""Names of the images that steps run in; `infra/Dockerfile` builds both.
+"""Names of the images that steps run in, and of the render server's; `infra/Dockerfile` builds them.
 
 `FLOWLOOM_IMAGES` replaces the part before the slash when a pipeline is compiled.
 """
@@ -11,3 +11,4 @@ _PREFIX = os.environ.get("FLOWLOOM_IMAGES", "flowloom")
 
 CPU_IMAGE = f"{_PREFIX}/cpu:{__version__}"
 GPU_IMAGE = f"{_PREFIX}/gpu:{__version__}"
+RENDER_IMAGE = f"{_PREFIX}/render:{__version__}"

@@ -60,7 +60,7 @@ def read(path: Path) -> dict[str, Stage]:
                 raise ValueError(f"{where}: got {step.text!r}, expected IMAGE AS NAME")
             stages[name] = Stage(name, parent, ())
         elif not stages:
-            # ARG before the first FROM: for FROM lines, and for stages that name it without a value.
+            # ARG before the first FROM: for FROM lines, and for stages that name it alone.
             given |= pairs(step.text)
         else:
             if step.kind == "ARG" and "=" not in step.text and step.text in given:

@@ -56,7 +56,7 @@ class Replay:
     """Runs stages below `folder`: one at a time in `root`, finished ones aside."""
 
     def __init__(self, folder: Path, installed: bool, args: dict[str, str] | None = None):
-        """Work in `folder`; `installed`: link to this environment's packages; `args`: of a build."""
+        """Work in `folder`; `installed`: link to packages of this one; `args`: of a build."""
         self.root = folder / "root"
         self._aside = folder / "stages"
         self._installed = installed
