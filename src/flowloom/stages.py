@@ -94,19 +94,8 @@ def run(name: str, config: Any, inputs: Mapping[str, Input] | None = None) -> St
     """
     from flowloom.lifecycle import tracking, versioning
 
-    if name not in STAGES:
-        raise ValueError(f"stage: got {name!r}, expected one of {', '.join(STAGES)}")
+    stage_run, paths = opened(name, config, inputs)
     stage = STAGES[name]
-    paths = {key: _paths(value) for key, value in (inputs or {}).items()}
-    for key in paths:
-        if key not in stage.inputs + stage.optional:
-            expected = ", ".join(stage.inputs + stage.optional) or "none"
-            raise ValueError(f"{name}: unknown input {key!r}, expected {expected}")
-    for key in stage.inputs:
-        if key not in paths:
-            raise ValueError(f"{name}: input {key!r} is missing")
-
-    stage_run = open_run(name, config, {key: _digest(value) for key, value in paths.items()})
     if is_follower():
         return _follow(stage, config, stage_run, paths)
     with exclusive(stage_run):
@@ -121,6 +110,28 @@ def run(name: str, config: Any, inputs: Mapping[str, Input] | None = None) -> St
             result = stage_run.finish(metrics)
             versioning.publish(result.out_dir)
         return result
+
+
+def opened(
+    name: str, config: Any, inputs: Mapping[str, Input] | None = None
+) -> tuple[Run, dict[str, Path | list[Path]]]:
+    """The run folder of a stage with these inputs, and the inputs as paths; nothing is run.
+
+    Raises:
+        ValueError: On an unknown stage, a missing or an unknown input.
+    """
+    if name not in STAGES:
+        raise ValueError(f"stage: got {name!r}, expected one of {', '.join(STAGES)}")
+    stage = STAGES[name]
+    paths = {key: _paths(value) for key, value in (inputs or {}).items()}
+    for key in paths:
+        if key not in stage.inputs + stage.optional:
+            expected = ", ".join(stage.inputs + stage.optional) or "none"
+            raise ValueError(f"{name}: unknown input {key!r}, expected {expected}")
+    for key in stage.inputs:
+        if key not in paths:
+            raise ValueError(f"{name}: input {key!r} is missing")
+    return open_run(name, config, {key: _digest(value) for key, value in paths.items()}), paths
 
 
 def _function(stage: Stage) -> Callable[..., dict[str, float]]:

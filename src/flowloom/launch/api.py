@@ -123,12 +123,9 @@ class Api:
                 raise ApiError(f"watch {path}", said.get("message", "error"), said.get("code"))
             yield event["type"], event["object"]
 
-    def logs(
-        self, pod: str, since_s: int | None = None, tail: int | None = None, follow: bool = False
-    ) -> Iterator[str]:
+    def logs(self, pod: str, tail: int | None = None, follow: bool = False) -> Iterator[str]:
         """Lines of a pod's log, each after the time it was written; `follow` waits for more."""
         query = {"timestamps": "true", "follow": str(follow).lower()}
-        query |= {"sinceSeconds": str(since_s)} if since_s is not None else {}
         query |= {"tailLines": str(tail)} if tail is not None else {}
         # A training step may be silent for longer than any call should take.
         timeout_s = (10.0, 3600.0) if follow else _TIMEOUT_S
