@@ -11,10 +11,13 @@ from components.calibrate_reward import calibrate_reward
 from components.evaluate import evaluate
 from components.promote import promote
 from components.register import register
+from components.report import report
 from components.train_grpo import train_grpo
 from components.train_reward import train_reward
 from components.train_sft import train_sft
-from pipelines.resources import cpu_step, gpu_step
+from pipelines import clusters
+from pipelines.resources import cpu_step, render_step, train_step
+from pipelines.turn import Begun
 
 MEMBERS = [0, 1, 2]
 
@@ -37,14 +40,28 @@ class Judged(NamedTuple):
     decision: dsl.Dataset
 
 
+def render_triplets(repeat: int = 1, **given: Any) -> Any:
+    """Triplets: rendered in one step, or in parts at the same time where the cluster has several.
+
+    Of a plan of several rounds the parts are of the first one; the step that joins them renders the
+    others. What they join to is what one step makes, byte by byte.
+    """
+    num = clusters.current().num_parts
+    if num > 1:
+        with dsl.ParallelFor([f"{k}/{num}" for k in range(num)]) as part:
+            rendered = render_step(build_triplets(part=part, **given), repeat=repeat)
+        given = {**given, "parts": dsl.Collected(rendered.outputs["triplets"])}
+    return render_step(build_triplets(**given), repeat=repeat).outputs["triplets"]
+
+
 def fit_reward(
     members: list, given: Mapping[str, Any], repeat: int
 ) -> tuple[dsl.PipelineTask, dsl.PipelineTask]:
     """The reward's members, trained at the same time, and their ensemble."""
     with dsl.ParallelFor(members) as member:
-        trained = gpu_step(train_reward(member=member, **given), repeat=repeat)
+        trained = train_step(train_reward(member=member, **given), repeat=repeat)
     ensemble = dsl.Collected(trained.outputs["trained"])
-    return trained, gpu_step(calibrate_reward(members=ensemble, **given), repeat=repeat)
+    return trained, train_step(calibrate_reward(members=ensemble, **given), repeat=repeat)
 
 
 @dsl.pipeline(name="train-designer", description="Train a designer in two rounds.")
@@ -79,26 +96,23 @@ def train_designer(
     chosen = {"recipe": recipe, "overrides": overrides, "sources": sources}
     paired = cpu_step(build_pairs(catalogue=catalogue, **chosen))
     pairs = paired.outputs["pairs"]
-    designs = {"earlier": earlier, "proposals": proposals}
-    scored = build_triplets(catalogue=catalogue, pairs=pairs, **designs, **chosen)
-    triplets = gpu_step(scored).outputs["triplets"]
+    source = {"catalogue": catalogue, "pairs": pairs, **chosen}
+    triplets = render_triplets(earlier=earlier, proposals=proposals, **source)
     given = {"catalogue": catalogue, "triplets": triplets, **chosen}
 
-    supervised = gpu_step(train_sft(pairs=pairs, **given))
+    supervised = train_step(train_sft(pairs=pairs, **given))
     designer = supervised.outputs["designer"]
     _, calibrated = fit_reward(members, given, repeat=1)
     reward = calibrated.outputs["reward"]
-    optimised = gpu_step(train_grpo(designer=designer, reward=reward, **given))
+    optimised = train_step(train_grpo(designer=designer, reward=reward, **given))
     first = optimised.outputs["adapter"]
 
-    designs = {"earlier": triplets, "proposals": first}
-    again = build_triplets(catalogue=catalogue, pairs=pairs, **designs, **chosen)
-    triplets = gpu_step(again, repeat=2).outputs["triplets"]
+    triplets = render_triplets(repeat=2, earlier=triplets, proposals=first, **source)
     given = {"catalogue": catalogue, "triplets": triplets, **chosen}
     trained, calibrated = fit_reward(members, given, repeat=2)
     reward = calibrated.outputs["reward"]
     further = train_grpo(designer=designer, reward=reward, start=first, **given)
-    adapter = gpu_step(further, repeat=2).outputs["adapter"]
+    adapter = train_step(further, repeat=2).outputs["adapter"]
     # Collected is used up by the step it is given to (kfp 2.17): one for each.
     ensemble = dsl.Collected(trained.outputs["trained"])
     return Trained(triplets, designer, reward, first, adapter, ensemble)
@@ -134,7 +148,7 @@ def judge_designer(
     chosen = {"recipe": recipe, "overrides": overrides}
     parts = {"catalogue": catalogue, "triplets": triplets}
     parts |= {"designer": designer, "adapter": adapter, "reward": reward}
-    compared = gpu_step(evaluate(champion=champion, **parts, **chosen))
+    compared = render_step(evaluate(champion=champion, **parts, **chosen))
     evaluation, opponent = compared.outputs["evaluation"], compared.outputs["Output"]
     registered = cpu_step(register(champion=opponent, evaluation=evaluation, **parts))
     version = registered.outputs["Output"]
@@ -142,3 +156,26 @@ def judge_designer(
     # Never again by itself: a person looks at a promotion that stopped half way.
     decision = cpu_step(decided, retries=0).outputs["decision"]
     return Judged(evaluation, decision)
+
+
+def design(
+    turn: Begun, before: Mapping[str, Any], catalogue: Any, members: list, **tuned: Any
+) -> None:
+    """Train a designer for a catalogue, let the gate decide, and report.
+
+    Args:
+        turn: What the turn goes by.
+        before: What an earlier turn left.
+        catalogue: Catalogue of model files.
+        members: Numbers of the reward members.
+        **tuned: The tuned generator, for the report, where the turn tuned one.
+    """
+    designs = {"earlier": before["triplets"], "proposals": before["adapter"]}
+    made = train_designer(catalogue=catalogue, members=members, **designs, **turn.sourced).outputs
+    parts = {name: made[name] for name in ("triplets", "designer", "adapter", "reward")}
+    judged = judge_designer(
+        catalogue=catalogue, champion=turn.opponent, **parts, **turn.chosen
+    ).outputs
+    curves = {name: made[name] for name in ("designer", "start", "adapter")}
+    found = {name: judged[name] for name in ("evaluation", "decision")}
+    cpu_step(report(members=made["ensemble"], **curves, **found, **tuned, **turn.chosen))

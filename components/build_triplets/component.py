@@ -18,6 +18,8 @@ def build_triplets(
     metrics: dsl.Output[dsl.Metrics],
     earlier: Optional[dsl.Input[dsl.Dataset]] = None,
     proposals: Optional[dsl.Input[dsl.Model]] = None,
+    parts: Optional[dsl.Input[list[dsl.Dataset]]] = None,
+    part: str = "",
 ):
     """Render prompt-workflow cells with several seeds each, and score every picture.
 
@@ -31,10 +33,14 @@ def build_triplets(
         metrics: Numbers of renders, mean scores.
         earlier: Triplets that a policy's designs join; only with `proposals`.
         proposals: Tuned weights (`train_grpo`) whose designs are rendered.
+        parts: What steps with a `part` rendered; only what is missing there is rendered.
+        part: `k/N`: render every N-th shard from number k on; empty for all.
     """
     from flowloom import recipes, stages
     from flowloom.lifecycle.steps import folders, hand_over
 
-    config = recipes.step_config("build_triplets", recipe, overrides, sources)
-    inputs = folders(catalogue=catalogue, pairs=pairs, earlier=earlier, proposals=proposals)
+    changes = {**overrides.get("build_triplets", {}), **({"part": part} if part else {})}
+    config = recipes.step_config("build_triplets", recipe, {"build_triplets": changes}, sources)
+    designs = {"earlier": earlier, "proposals": proposals}
+    inputs = folders(catalogue=catalogue, pairs=pairs, parts=parts, **designs)
     hand_over(stages.run("build_triplets", config, inputs), triplets, metrics)

@@ -2,10 +2,8 @@
 
 from kfp import dsl
 
-from components.report import report
-from pipelines.designer import MEMBERS, judge_designer, train_designer
+from pipelines.designer import MEMBERS, design
 from pipelines.generator import tune_and_publish
-from pipelines.resources import cpu_step
 from pipelines.turn import begun, ended, left
 
 
@@ -35,29 +33,6 @@ def continuous_training(
     """
     with ended():
         turn = begun("continuous_training", recipe, overrides, champion, previous)
-        chosen, sourced, before = turn.chosen, turn.sourced, left(turn)
-        tuned = tune_and_publish(earlier=before["catalogue"], **sourced).outputs
-        catalogue = tuned["catalogue"]
-        trained = train_designer(
-            catalogue=catalogue,
-            earlier=before["triplets"],
-            proposals=before["adapter"],
-            members=members,
-            **sourced,
-        ).outputs
-        parts = {name: trained[name] for name in ("triplets", "designer", "adapter", "reward")}
-        judged = judge_designer(
-            catalogue=catalogue, champion=turn.opponent, **parts, **chosen
-        ).outputs
-        cpu_step(
-            report(
-                evaluation=judged["evaluation"],
-                generator=tuned["generator"],
-                decision=judged["decision"],
-                designer=trained["designer"],
-                members=trained["ensemble"],
-                start=trained["start"],
-                adapter=trained["adapter"],
-                **chosen,
-            )
-        )
+        before = left(turn)
+        tuned = tune_and_publish(earlier=before["catalogue"], **turn.sourced).outputs
+        design(turn, before, tuned["catalogue"], members, generator=tuned["generator"])

@@ -3,8 +3,7 @@
 from kfp import dsl
 
 from components.publish_generator import publish_generator
-from components.report import report
-from pipelines.designer import MEMBERS, judge_designer, train_designer
+from pipelines.designer import MEMBERS, design
 from pipelines.resources import cpu_step
 from pipelines.turn import begun, ended, left
 
@@ -30,28 +29,6 @@ def train_flow_designer(
     """
     with ended():
         turn = begun("train_flow_designer", recipe, overrides, champion, previous)
-        chosen, sourced, before = turn.chosen, turn.sourced, left(turn)
-        published = publish_generator(earlier=before["catalogue"], **sourced)
-        catalogue = cpu_step(published).outputs["catalogue"]
-        trained = train_designer(
-            catalogue=catalogue,
-            earlier=before["triplets"],
-            proposals=before["adapter"],
-            members=members,
-            **sourced,
-        ).outputs
-        parts = {name: trained[name] for name in ("triplets", "designer", "adapter", "reward")}
-        judged = judge_designer(
-            catalogue=catalogue, champion=turn.opponent, **parts, **chosen
-        ).outputs
-        cpu_step(
-            report(
-                evaluation=judged["evaluation"],
-                decision=judged["decision"],
-                designer=trained["designer"],
-                members=trained["ensemble"],
-                start=trained["start"],
-                adapter=trained["adapter"],
-                **chosen,
-            )
-        )
+        before = left(turn)
+        published = publish_generator(earlier=before["catalogue"], **turn.sourced)
+        design(turn, before, cpu_step(published).outputs["catalogue"], members)

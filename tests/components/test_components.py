@@ -30,7 +30,8 @@ from flowloom.runs import StageResult
 
 MAX_LINES = 30
 OPTIONAL = {
-    "triplets", "decision", "training", "earlier", "proposals", "start", "evaluation", "generator",
+    "triplets", "decision", "training", "earlier", "proposals", "parts", "start", "evaluation",
+    "generator",
 }  # fmt: skip
 """Inputs that a stage can do without and its component may pass on."""
 
@@ -82,8 +83,10 @@ def invoke(name, folder, **parameters):
         text = str(parameter.annotation)
         if key in parameters:
             arguments[key] = parameters[key]
-        elif key == "members":
-            arguments[key] = [artifact(dsl.Model, f"member-{k}", folder) for k in range(3)]
+        elif key in ("members", "parts"):
+            arguments[key] = [artifact(dsl.Model, f"{key[:-1]}-{k}", folder) for k in range(3)]
+        elif parameter.default not in (inspect.Parameter.empty, None):
+            continue
         elif key == "overrides":
             arguments[key] = {name: {"field": 3.0}}
         elif key == "recalled":
@@ -129,8 +132,8 @@ def test_a_stage_gets_its_inputs_and_hands_its_artifact_on(name, calls, tmp_path
     optional = set(inputs) & OPTIONAL
     assert set(inputs) == set(stages.STAGES[name].inputs) | optional
     for key, given in inputs.items():
-        if key == "members":
-            assert given == [tmp_path / f"member-{k}" for k in range(3)]
+        if key in ("members", "parts"):
+            assert given == [tmp_path / f"{key[:-1]}-{k}" for k in range(3)]
         elif isinstance(given, list):
             assert all(path.parent == tmp_path for path in given)
         else:
@@ -145,7 +148,7 @@ def test_a_stage_gets_its_inputs_and_hands_its_artifact_on(name, calls, tmp_path
 @pytest.mark.parametrize(
     ("name", "absent"),
     [
-        ("build_triplets", ("earlier", "proposals")),
+        ("build_triplets", ("earlier", "proposals", "parts")),
         ("train_grpo", ("start",)),
         ("publish_generator", ("generator", "earlier")),
     ],
@@ -156,7 +159,13 @@ def test_an_input_that_is_not_given_is_left_out(name, absent, calls, tmp_path):
     invoke(name, tmp_path, **dict.fromkeys(absent))
     assert set(calls[1][2]) == set(stages.STAGES[name].inputs)
     inputs = load(name).component_spec.inputs
-    assert {key for key, field in inputs.items() if field.optional} == set(absent)
+    artifacts = {key: field for key, field in inputs.items() if "system." in str(field.type)}
+    assert {key for key, field in artifacts.items() if field.optional} == set(absent)
+
+
+def test_a_part_is_a_field_of_the_stage(calls, tmp_path):
+    invoke("build_triplets", tmp_path, part="1/4")
+    assert calls[0][1] == ("build_triplets", {"field": 3.0, "part": "1/4"})
 
 
 CURVES = ("designer", "members", "start", "adapter")

@@ -6,6 +6,7 @@ Facts pinned here:
 - The most uncertain designs come first, or random ones; calibration prompts' designs join too, and
   a held-out workflow is not trained on.
 - Best fixed, prompt lists and standardisation stay those of a dataset of triplets.
+- Rendered in parts, they join to the same bytes.
 - Proposals of other prompts, earlier triplets of other models, and one input alone are refused.
 """
 
@@ -19,6 +20,8 @@ from flowloom.dataset.designed import PROPOSALS_FILE
 from flowloom.dataset.splits import is_held_out_workflow
 from flowloom.dataset.tables import write_table
 from flowloom.designer.proposals import SCHEMA
+from flowloom.render.engine import Engine
+from flowloom.runs import folder_entries
 from tests.dataset.small import CONFIG, build, build_small_pairs
 from tests.render.tiny import write_world
 
@@ -86,6 +89,20 @@ def test_designs_join_the_earlier_rows(world, earlier, proposals, tmp_path):
     assert metrics["triplets/renders"] == len(seeds)
     for name in ("best_fixed.json", "prompts.json", "unrendered_prompts.json", "files.json"):
         assert (out / name).read_bytes() == (earlier / name).read_bytes()
+
+
+def test_parts_join_to_the_same_bytes(world, earlier, proposals, tmp_path, monkeypatch):
+    inputs = {"earlier": earlier, "proposals": proposals[0]}
+    config = dataclasses.replace(TWICE, shard_size=2)
+    alone, _ = build(world, tmp_path / "alone", config, **inputs)
+    parts = [
+        build(world, tmp_path / str(k), dataclasses.replace(config, part=f"{k}/2"), **inputs)[0]
+        for k in range(2)
+    ]
+    assert all(any(part.glob("round-0-*")) for part in parts)
+    monkeypatch.setattr(Engine, "render", None)  # all is there
+    whole, _ = build(world, tmp_path / "all", config, parts=parts, **inputs)
+    assert folder_entries(whole) == folder_entries(alone)
 
 
 def test_random_order_ignores_the_spread(world, earlier, proposals, tmp_path):

@@ -184,6 +184,18 @@ def test_parts_of_a_plain_plan_join_to_the_same_bytes(world, plain, tmp_path, mo
         build(world, tmp_path / "all", PLAIN, parts=parts)
 
 
+def test_a_part_may_have_no_shard(world, plain, tmp_path):
+    config = dataclasses.replace(PLAIN, shard_size=1000)  # a shard that steers, one that does not
+    build(world, tmp_path / "alone", config)
+    parts = []
+    for k in range(3):
+        out, metrics = build(world, tmp_path / str(k), dataclasses.replace(config, part=f"{k}/3"))
+        assert metrics["triplets/shards"] == (k < 2)
+        parts.append(out)
+    build(world, tmp_path / "all", config, parts=parts)
+    assert entries(tmp_path / "all") == entries(tmp_path / "alone")
+
+
 def test_parts_of_a_plan_of_rounds_join_round_by_round(world, tmp_path):
     config = dataclasses.replace(CONFIG, evolved_cells=(1,), evolved_seeds=(2,))
     alone, parts = tmp_path / "alone", []
@@ -196,8 +208,12 @@ def test_parts_of_a_plan_of_rounds_join_round_by_round(world, tmp_path):
             assert {path.name[:8] for path in out.glob("*.parquet")} == {f"round-{number}-"}
             new.append(out)
         parts += new
-    build(world, tmp_path / "all", config, parts=parts)
-    assert entries(tmp_path / "all") == entries(alone)
+        # With the first round's parts alone the others are rendered here.
+        together = tmp_path / f"together-{number}"
+        build(world, together, config, parts=parts)
+        assert entries(together) == entries(alone)
+        rendered = {path.name[:8] for path in shards(together)}
+        assert rendered == ({"round-1-"} if number == 0 else set())
 
 
 def test_a_damaged_shard_is_rendered_again(world, plain, tmp_path, capsys):

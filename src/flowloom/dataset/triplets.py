@@ -6,8 +6,9 @@ Every decision is made from the stored scores, so an interrupted run ends with t
 
     flowloom run build_triplets --recipe demo
 
-N machines share the work by parts. A plain plan is one round; in a plan of several rounds each
-machine renders its share of the first round that is not whole, so this is done once per round:
+N machines share the work by parts. A plain plan is one round, and so are a policy's designs; in a
+plan of several each machine renders its share of the first round that is not whole, so this is done
+once per round, or what is missing at the end is rendered by the run that joins the parts:
 
     flowloom run build_triplets --set mode=plain --set part=0/4       # on machine 0 of 4, and so on
     flowloom run build_triplets --set mode=plain --input parts=A --input parts=B ...
