@@ -50,7 +50,14 @@ class Finding:
 
 def doctor(parsed: Namespace) -> int:
     """Look at everything; status 1 where something needed is missing."""
-    found = [*_software(), *_data(), *_home(), *_registry()]
+    if parsed.cluster is not None:
+        from flowloom.cli import cluster_doctor
+
+        found = cluster_doctor.look(parsed.cluster, parsed.context, parsed.namespace)
+    elif parsed.context is not None:
+        raise ValueError("--context: got no --cluster, expected one: only clusters have contexts")
+    else:
+        found = [*_software(), *_data(), *_home(), *_registry()]
     if parsed.catalogue is not None:
         found += _catalogue(parsed.catalogue, parsed.header)
     findings = [dataclasses.replace(f, fix="") if f.ok else f for f in found]

@@ -38,12 +38,36 @@ def build_parser() -> Parser:
     _add_pictures(commands)
     _add_catalogue(commands)
     add_lifecycle(commands)
-    doctor = add_command(
-        commands, "doctor", "doctor:doctor", "What is installed, reachable, missing"
-    )
-    add_catalogue(doctor, required=False)
-    add_json(doctor)
+    _add_doctor(commands)
     return parser
+
+
+def _add_doctor(commands) -> None:
+    parser = add_command(
+        commands,
+        "doctor",
+        "doctor:doctor",
+        "What is installed, reachable, missing",
+        " With --cluster a Kubernetes cluster is looked at, and not this machine. Exit status: 0 "
+        "all that\nis needed is there, 1 something is missing.",
+    )
+    add_catalogue(parser, required=False)
+    parser.add_argument(
+        "--cluster",
+        nargs="?",
+        const="dev",
+        metavar="OVERLAY",
+        help="whether a cluster has what this overlay needs: kind, dev or prod (%(const)s)",
+    )
+    parser.add_argument(
+        "--context",
+        metavar="NAME",
+        help="of the kubeconfig file; default: the one in use, or the cluster of this pod",
+    )
+    parser.add_argument(
+        "--namespace", default="flowloom", metavar="NAME", help="of the overlay (%(default)s)"
+    )
+    add_json(parser)
 
 
 def _add_design(commands) -> None:
