@@ -69,7 +69,7 @@ class Image:
         return {"name": self.plain, **renamed, **chosen}
 
 
-def make(order: Order, root: Path = ROOT) -> list[Image]:
+def make(order: Order, root: Path) -> list[Image]:
     """Build, push and write what an order says; the images in its order.
 
     Raises:
@@ -99,7 +99,7 @@ def make(order: Order, root: Path = ROOT) -> list[Image]:
         name = f"{order.registry.rstrip('/')}/{plain}" if order.registry else plain
         image = Image(plain=plain, name=name, tags=(__version__, f"{__version__}-{suffix}"))
         run(build_command(build, target, image, order, "" if changed else commit), root)
-        made.append(pushed(image) if order.push else image)
+        made.append(pushed(image, root) if order.push else image)
     if overlay and order.cluster:
         write_overlay(overlay, order.cluster, made)
     return made
@@ -145,14 +145,14 @@ def build_command(
     return [*build, f"--file={DOCKERFILE}", f"--target={target}", *given, *tags, "."]
 
 
-def pushed(image: Image) -> Image:
+def pushed(image: Image, root: Path) -> Image:
     """Send an image under both its tags.
 
     Raises:
         ValueError: Docker refused, or knows no digest afterwards.
     """
     for tag in image.tags:
-        run(["docker", "push", f"{image.name}:{tag}"], ROOT)
+        run(["docker", "push", f"{image.name}:{tag}"], root)
     ask = ["docker", "image", "inspect", "--format={{json .RepoDigests}}"]
     found = said([*ask, f"{image.name}:{image.tags[1]}"])
     for known in json.loads(found) or []:
@@ -233,7 +233,7 @@ def main(argv: list[str] | None = None) -> int:
     if unknown := [name for name in targets if name not in TARGETS]:
         parser.error(f"targets: got {unknown[0]!r}, expected some of {', '.join(TARGETS)}")
     try:
-        made = make(Order(targets=targets, **options))
+        made = make(Order(targets=targets, **options), ROOT)
     except ValueError as error:
         print(f"images: {error}", file=sys.stderr)
         return 1

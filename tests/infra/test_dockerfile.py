@@ -4,13 +4,17 @@
   pipelines import, `flowloom doctor` passes, without git (`tests/infra/replay.py` says what stands
   in for the base image and for downloads, which are replaced here); the wheel's code has the
   checkout's digest, so that runs of an image are found by one and the same key;
-- both targets are made alike, by other packages; a step of another's stage is not built;
-- the base image is pinned, no password enters, each ends as a user other than root, by number;
+- `cpu` and `gpu` are the same steps; `gpu` looks at its torch; no target builds another's stages;
+- each target: base image pinned, no password enters, ends with its check as a user other than root,
+  by number; what libraries write goes to /tmp; commit and version come after the last layer;
+- what serves, and nothing else, has a port and a health check;
 - torch comes first and the rest from the lock, without resolving;
+- the render server is fetched by commit and version, its open requirements are constrained, and of
+  this repository it gets those constraints alone;
 - COPY sources exist, and what `.dockerignore` lets through is what they name, nothing more;
-- an instruction that the replay does not know, an empty COPY and a step that fails are errors."""
+- an instruction that the replay does not know (ADD), an empty COPY, a failing step are errors."""
 
-import dataclasses
+import json
 import re
 import subprocess
 import sys
@@ -22,13 +26,24 @@ from flowloom.runs import code_digest
 from tests.infra import dockerfile, replay
 
 STAGES = dockerfile.read(replay.FILE)
-TARGETS = {"cpu": images.CPU_IMAGE, "gpu": images.GPU_IMAGE}
+STEPS = {"cpu": images.CPU_IMAGE, "gpu": images.GPU_IMAGE}
+TARGETS = {**STEPS, "render": images.RENDER_IMAGE}
 
 
-def steps(name, kind):
+def everything(name):
     """Instructions of a stage and of those it starts from."""
-    chain = dockerfile.chain(STAGES, name)
-    return [step for stage in chain for step in stage.steps if step.kind == kind]
+    return [step for stage in dockerfile.chain(STAGES, name) for step in stage.steps]
+
+
+def steps(name, *kinds):
+    return [step for step in everything(name) if step.kind in kinds]
+
+
+def variables(name):
+    env = {}
+    for step in steps(name, "ENV"):
+        env |= dockerfile.pairs(step.text)
+    return env
 
 
 def written(tmp_path, text):
@@ -64,33 +79,36 @@ def test_targets_are_the_images_of_components():
         assert f"--target {target} -t {image} ." in text
 
 
-def test_targets_differ_in_their_packages_alone():
-    def said(name):
-        return [
-            dataclasses.replace(
-                step, line=0, text=step.text.replace(f"{name}-packages", "packages")
-            )
-            for step in STAGES[name].steps
-        ]
-
-    assert said("cpu") == said("gpu")
-    assert STAGES["cpu"].parent == STAGES["gpu"].parent
-    for other, name in (("gpu", "cpu"), ("cpu", "gpu")):
-        assert not [stage for stage in needed(name) if stage.startswith(other)]
+def test_gpu_is_cpu_and_a_look_at_its_torch():
+    assert STAGES["cpu"].parent == STAGES["gpu"].parent == "step"
+    assert STAGES["cpu"].steps == ()
+    (look,) = STAGES["gpu"].steps
+    assert look.text.startswith('python -c "import torch; assert torch.version.cuda')
 
 
 def needed(name):
-    stage = STAGES[name]
     found = {name}
-    for origin in replay._needs(stage, STAGES):
+    for origin in replay._needs(STAGES[name], STAGES):
         found |= needed(origin)
     return found
 
 
-def test_the_base_image_is_pinned():
+def test_no_target_builds_stages_of_another():
+    shared = {"base", "builder"}
+    of_steps = {"packages", "wheel", "step"}
+    assert needed("cpu") == {"cpu", *shared, *of_steps}
+    assert needed("gpu") == {"gpu", *shared, *of_steps}
+    assert needed("render") == {"render", "render-packages", "comfyui", *shared}
+
+
+def test_base_images_are_pinned():
     outside = {stage.parent for stage in STAGES.values()} - set(STAGES)
-    assert len(outside) == 1
-    assert re.fullmatch(r"python:3\.11\.\d+-slim-\w+", outside.pop())
+    assert outside == {STAGES["base"].parent, STAGES["comfyui"].parent}
+    for image in outside:
+        assert re.fullmatch(r"python:3\.11\.\d+(-slim)?-bookworm", image)
+    assert STAGES["base"].parent == STAGES["comfyui"].parent.replace("-b", "-slim-b")
+    assert replay.GIT_IMAGE.fullmatch(STAGES["comfyui"].parent)
+    assert not replay.GIT_IMAGE.fullmatch(STAGES["base"].parent)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -98,36 +116,115 @@ def test_steps_run_as_a_user_by_number(target):
     *_, last = steps(target, "USER")
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", last.text)
     # The check at the end runs as that user.
-    kinds = [step.kind for step in STAGES[target].steps]
+    kinds = [step.kind for step in everything(target)]
     assert kinds.index("USER") < len(kinds) - 1 - kinds[::-1].index("RUN")
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_target_ends_with_its_check(target):
-    last = steps(target, "RUN")[-1].text
+def test_what_libraries_write_goes_to_tmp(target):
+    env = variables(target)
+    assert env["HOME"] == "/tmp"
+    assert env["DVC_SITE_CACHE_DIR"].startswith("/tmp/")
+    assert env["PYTHONDONTWRITEBYTECODE"] == "1"
+
+
+@pytest.mark.parametrize("target", STEPS)
+def test_a_step_image_ends_with_its_check(target):
+    last = [step.text for step in steps("step", "RUN")][-1]
     for name in ("torch", "kfp", "mlflow", "transformers", "peft", "flowloom", "components"):
         assert re.search(rf"\b{name}\b", last)
     assert "pipelines" in last
     assert "flowloom doctor" in last
 
 
+def test_the_render_server_ends_with_its_check():
+    last = [step.text for step in steps("render", "RUN")][-1]
+    assert "python main.py --cpu --quick-test-for-ci" in last
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_version_and_commit_are_said_after_the_last_layer(target):
+    (label,) = steps(target, "LABEL")
+    said = dockerfile.pairs(label.text)
+    assert said["org.opencontainers.image.version"] == "${VERSION}"
+    assert said["org.opencontainers.image.revision"] == "${COMMIT}"
+    every = steps("step" if target in STEPS else target, "RUN", "COPY", "ARG")
+    declared = [step for step in every if step.kind == "ARG"]
+    assert [step.text for step in declared] == ["VERSION=", "COMMIT="]
+    assert every[-2:] == declared
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_serves_has_a_health_check_and_nothing_else(target):
+    served = ["EXPOSE", "HEALTHCHECK", "ENTRYPOINT"]
+    kinds = [step.kind for step in steps(target, *served)]
+    assert kinds == (served if target == "render" else [])
+
+
+def test_the_health_check_asks_the_port_that_is_served():
+    (port,), (health,), (start,) = (
+        steps("render", kind) for kind in ("EXPOSE", "HEALTHCHECK", "ENTRYPOINT")
+    )
+    assert f":{port.text}/system_stats" in health.text
+    words = json.loads(start.text)
+    assert words[words.index("--port") + 1] == port.text
+    assert "--disable-api-nodes" in words
+    assert "--disable-all-custom-nodes" in words
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_threads_that_wait_sleep(target):
-    env = {}
-    for step in steps(target, "ENV"):
-        env |= dockerfile.pairs(step.text)
-    assert env["OMP_WAIT_POLICY"] == "passive"
+    assert variables(target)["OMP_WAIT_POLICY"] == "passive"
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_torch_first_then_the_lock_without_resolving(target):
-    torch, lock = [step.text for step in STAGES[f"{target}-packages"].steps if step.kind == "RUN"]
+def test_torch_first_then_the_lock_without_resolving():
+    torch, lock = [step.text for step in STAGES["packages"].steps if step.kind == "RUN"]
     assert torch == "pip install ${TORCH_ARGS} ${TORCH}"
     assert lock == "pip install --no-deps --requirement requirements.lock"
     makefile = (replay.CHECKOUT / "Makefile").read_text()
     (version,) = re.findall(r"^TORCH \?= (\S+)$", makefile, re.MULTILINE)
-    args = [s.text for s in STAGES[f"{target}-packages"].steps if s.kind == "ARG"]
-    assert f"TORCH={version}" in args
+    for name in ("packages", "render-packages"):
+        args = [step.text for step in STAGES[name].steps if step.kind == "ARG"]
+        assert args == [f"TORCH={version}", "TORCH_ARGS="]
+
+
+def test_the_render_server_is_fetched_by_its_commit():
+    said = {}
+    for step in steps("comfyui", "ARG"):
+        said |= dockerfile.pairs(step.text)
+    assert re.fullmatch(r"[0-9a-f]{40}", said["COMFYUI_COMMIT"])
+    assert said["COMFYUI_SOURCE"].startswith("https://")
+    (fetch,) = [step.text for step in steps("comfyui", "RUN")]
+    assert "fetch --quiet --depth 1 ${COMFYUI_SOURCE} ${COMFYUI_COMMIT} " in fetch
+    # Another commit than that of the version is found out.
+    assert fetch.endswith('grep -F "\\"${COMFYUI_VERSION}\\"" comfyui_version.py')
+    # The version whose nodes the catalogue describes.
+    (catalogue,) = (replay.CHECKOUT / "data" / "catalogues").glob("comfyui-*.json.gz")
+    assert said["COMFYUI_VERSION"].startswith(
+        catalogue.name.removeprefix("comfyui-").removesuffix("json.gz")
+    )
+
+
+def test_the_render_servers_open_requirements_are_constrained():
+    installs = [step.text for step in STAGES["render-packages"].steps if step.kind == "RUN"]
+    assert len(installs) == 2
+    assert all("--constraint render.txt" in text for text in installs)
+    lines = (replay.CHECKOUT / "infra" / "render.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert {"torchvision", "torchaudio", "transformers", "numpy"} <= set(pins)
+    # torch is TORCH's to say, and the server pins its own packages.
+    assert not [name for name in pins if name == "torch" or name.startswith("comfy")]
+
+
+def test_the_render_server_gets_nothing_of_flowloom():
+    stages = needed("render")
+    copies = [
+        dockerfile.copied(step)
+        for name in stages
+        for step in STAGES[name].steps
+        if step.kind == "COPY"
+    ]
+    assert [names for origin, names, _ in copies if origin is None] == [["infra/render.txt"]]
 
 
 def test_no_secret_enters():
@@ -149,12 +246,20 @@ def test_every_source_exists_and_nothing_else_reaches_the_builder():
     for source in sources():
         assert (replay.CHECKOUT / source).exists(), source
         assert not replay.ignored(source)
-    kept = {path.name for path in replay.CHECKOUT.iterdir() if not replay.ignored(path.name)}
-    assert kept == sources()
+    beside = {path.name for path in replay.CHECKOUT.iterdir()}
+    infra = {f"infra/{path.name}" for path in (replay.CHECKOUT / "infra").iterdir()}
+    assert {name for name in beside | infra if not replay.ignored(name)} == sources()
 
 
 @pytest.mark.parametrize(
-    "name", [".env", ".git/config", ".flowloom/mlflow.db", "src/flowloom/__pycache__/runs.pyc"]
+    "name",
+    [
+        ".env",
+        ".git/config",
+        ".flowloom/mlflow.db",
+        "infra/overlays/prod/kustomization.yaml",
+        "src/flowloom/__pycache__/runs.pyc",
+    ],
 )
 def test_what_no_image_should_hold_is_left_out(name):
     assert replay.ignored(name)
@@ -180,6 +285,13 @@ def test_lines_are_joined_and_variables_replaced(tmp_path):
     assert dockerfile.pairs(env.text) == {"B": "/opt", "C": "a b"}
     assert run == dockerfile.Step("RUN", "echo $B", 6)
     assert dockerfile.replaced("${B}/$C/$D", {"B": "1", "C": "2"}) == "1/2/"
+
+
+def test_an_argument_from_before_the_first_stage_serves_those_that_name_it(tmp_path):
+    text = "ARG A=1\nFROM x AS one\nARG A\nRUN a\nFROM x AS two\nARG A=2\nFROM x AS three\nRUN a\n"
+    stages = dockerfile.read(written(tmp_path, text)).values()
+    args = [[step.text for step in stage.steps if step.kind == "ARG"] for stage in stages]
+    assert args == [["A=1"], ["A=2"], []]
 
 
 def test_an_unknown_instruction_is_an_error(tmp_path):
@@ -220,3 +332,15 @@ def test_a_step_that_fails_is_named_with_what_it_said(tmp_path, monkeypatch):
     work = scripted(tmp_path, monkeypatch, "FROM x AS a\nRUN echo no such thing >&2 && exit 3\n")
     with pytest.raises(ValueError, match=r"Dockerfile:2: RUN .* status 3, expected 0\nno such"):
         work.build("a")
+
+
+def test_arguments_of_a_build_replace_those_that_a_stage_declares(tmp_path, monkeypatch):
+    text = "FROM x AS a\nARG GIVEN=1\nARG OWN=1\nRUN echo $GIVEN$OWN$OTHER > /opt/said\n"
+    monkeypatch.setattr(replay, "FILE", written(tmp_path, text))
+    work = replay.Replay(tmp_path / "work", installed=True, args={"GIVEN": "2", "OTHER": "2"})
+    assert (work.build("a") / "opt" / "said").read_text() == "21\n"
+
+
+def test_git_is_there_where_the_image_has_it(tmp_path, monkeypatch):
+    text = "FROM python:3.11.13-bookworm AS a\nRUN command -v git\n"
+    scripted(tmp_path, monkeypatch, text).build("a")
