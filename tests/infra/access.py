@@ -19,16 +19,22 @@ def flows(documents: list[Document]) -> set[tuple[str, str, str, str]]:
     return {flow for document in _policies(documents) for flow in _flows_of(document["spec"])}
 
 
+def reached(documents: list[Document]) -> set[tuple[str, str, str]]:
+    """Who may reach whom at which ports, whichever side says so: `one_sided` tells of the other."""
+    return {flow[1:] for flow in flows(documents)}
+
+
 def _policies(documents: list[Document]) -> list[Document]:
     return [document for document in documents if document["kind"] == "NetworkPolicy"]
 
 
 def _flows_of(spec: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
     subject = _labels(spec["podSelector"])
-    for rule in spec.get("egress", []):
+    sides = spec["policyTypes"]
+    for rule in spec.get("egress", []) if "Egress" in sides else []:
         for peer in _peers(rule.get("to")):
             yield "egress", subject, peer, _ports(rule)
-    for rule in spec.get("ingress", []):
+    for rule in spec.get("ingress", []) if "Ingress" in sides else []:
         for peer in _peers(rule.get("from")):
             yield "ingress", peer, subject, _ports(rule)
 

@@ -4,7 +4,7 @@ A finding is one line, `Kind/name path: got, expected`. A pod is whatever templa
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,8 @@ class Pod:
     """Of each of its pods."""
     spec: dict[str, Any]
     """As in a manifest of kind Pod."""
+    claimed: frozenset[str] = frozenset()
+    """Volumes for which each of its pods has a claim of its own."""
 
     @property
     def containers(self) -> list[tuple[str, dict[str, Any]]]:
@@ -60,16 +62,29 @@ def pods(documents: list[Document]) -> Iterator[Pod]:
             template = document
             for key in TEMPLATES[kind]:
                 template = template[key]
-            yield _pod(where, kind, namespace, template)
+            claims = document["spec"].get("volumeClaimTemplates", [])
+            yield _pod(where, kind, namespace, template, claims)
         elif kind == "ClusterTrainingRuntime":
             for job in document["spec"]["template"]["spec"]["replicatedJobs"]:
                 template = job["template"]["spec"]["template"]
                 yield _pod(f"{where} {job['name']}", kind, namespace, template)
 
 
-def _pod(where: str, kind: str, namespace: str, template: dict[str, Any]) -> Pod:
-    labels = template.get("metadata", {}).get("labels", {})
-    return Pod(where=where, kind=kind, namespace=namespace, labels=labels, spec=template["spec"])
+def _pod(
+    where: str,
+    kind: str,
+    namespace: str,
+    template: dict[str, Any],
+    claims: Iterable[dict[str, Any]] = (),
+) -> Pod:
+    return Pod(
+        where=where,
+        kind=kind,
+        namespace=namespace,
+        labels=template.get("metadata", {}).get("labels", {}),
+        spec=template["spec"],
+        claimed=frozenset(claim["metadata"]["name"] for claim in claims),
+    )
 
 
 def restricted(documents: list[Document]) -> list[str]:
@@ -111,6 +126,17 @@ def _context(context: dict[str, Any]) -> Iterator[str]:
         yield f"securityContext/runAsUser: got {context.get('runAsUser')}, expected another than 0"
 
 
+def enforced(documents: list[Document]) -> list[str]:
+    """Each namespace has Kubernetes refuse pods that are not restricted."""
+    label = "pod-security.kubernetes.io/enforce"
+    return [
+        f"{title(document)} {label}: got {got}, expected restricted"
+        for document in documents
+        if document["kind"] == "Namespace"
+        and (got := document["metadata"].get("labels", {}).get(label)) != "restricted"
+    ]
+
+
 def resources(documents: list[Document]) -> list[str]:
     """Each container asks for CPU and memory and is limited in both."""
     found = []
@@ -150,19 +176,35 @@ def probes(documents: list[Document]) -> list[str]:
     ]
 
 
-def images(documents: list[Document], digests: bool) -> list[str]:
-    """Each image has a tag other than `latest`; with `digests`, a digest instead."""
+def images(documents: list[Document]) -> list[str]:
+    """Each image has a digest, or a tag other than `latest`."""
     found = []
     for pod in pods(documents):
         for where, container in pod.containers:
-            image = container.get("image", "")
-            _, _, digest = image.partition("@")
-            _, _, tag = image.partition("@")[0].rpartition("/")[2].partition(":")
-            if digests and not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
-                found.append(f"{where} image: got {image}, expected a digest")
+            name, _, digest = container["image"].partition("@")
+            _, _, tag = name.rpartition("/")[2].partition(":")
+            if digest and not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
+                found.append(f"{where} image: got digest {digest}, expected sha256 of 64 digits")
             elif not digest and tag in ("", "latest"):
-                found.append(f"{where} image: got {image}, expected a tag other than latest")
+                found.append(f"{where} image: got {name}, expected a tag other than latest")
     return found
+
+
+def undigested(documents: list[Document], names: set[str]) -> list[str]:
+    """Images of these names have digests, so that nobody changes what runs by moving a tag."""
+    return [
+        f"{where} image: got {container['image']}, expected a digest"
+        for pod in pods(documents)
+        for where, container in pod.containers
+        if base_name(container["image"]) in names and "@sha256:" not in container["image"]
+    ]
+
+
+def base_name(image: str) -> str:
+    """An image's name without tag and digest."""
+    name = image.partition("@")[0]
+    head, slash, last = name.rpartition("/")
+    return head + slash + last.partition(":")[0]
 
 
 def scratch(documents: list[Document]) -> list[str]:
@@ -178,7 +220,7 @@ def scratch(documents: list[Document]) -> list[str]:
             if "emptyDir" not in volumes.get(mounts.get("/tmp"), {}):
                 found.append(f"{where} volumeMounts: expected an emptyDir at /tmp")
             found += [f"{where} volumeMounts/{n}: no such volume" for n in mounts.values()
-                      if n not in volumes]  # fmt: skip
+                      if n not in volumes.keys() | pod.claimed]  # fmt: skip
     return found
 
 

@@ -1,12 +1,10 @@
-"""What documents and compiled steps name: whether it is there, is declared, fits."""
+"""What documents and compiled steps name: whether it is there, and is declared."""
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from tests.infra.compiled import Step
-from tests.infra.pods import SERVERS, Pod, pods, quantity
+from tests.infra.pods import SERVERS, Pod, pods
 from tests.infra.rendered import Document, title
 
 
@@ -89,12 +87,25 @@ def undeclared_secrets(
     """
     found = []
     for use in uses:
-        if use.name not in declared:
-            found.append(f"{use.where} secret {use.name}: is not declared")
-        elif use.key is not None and use.key not in declared[use.name]:
-            found.append(f"{use.where} secret {use.name}/{use.key}: is not declared")
-        elif use.key is not None and declared[use.name][use.key] and not use.optional:
+        keys = declared.get(use.name, {})
+        if use.name not in declared or (use.key and use.key not in keys):
+            found.append(f"{use.where} secret {use.name}/{use.key or '*'}: is not declared")
+        elif use.key and keys[use.key] and not use.optional:
             found.append(f"{use.where} secret {use.name}/{use.key}: may be missing, is waited for")
+    return found
+
+
+def unkept_secrets(
+    documents: list[Document], declared: Mapping[str, Mapping[str, bool]]
+) -> list[str]:
+    """Secrets that an overlay generates have the keys that are declared, and no others."""
+    found = []
+    for document in of_kind(documents, "Secret"):
+        keys = declared.get(document["metadata"]["name"], {})
+        got = document.get("data", {}).keys() | document.get("stringData", {}).keys()
+        found += [f"{title(document)} {key}: is not declared" for key in sorted(got - keys.keys())]
+        needed = {key for key, optional in keys.items() if not optional}
+        found += [f"{title(document)} {key}: is missing" for key in sorted(needed - got)]
     return found
 
 
@@ -123,22 +134,25 @@ def missing(documents: list[Document]) -> list[str]:
 
 
 def unserved(documents: list[Document]) -> list[str]:
-    """Each service has pods, which listen at the port that it sends to."""
+    """Each service reaches the pods of one document, which listen at the port it sends to."""
     found = []
     for service in of_kind(documents, "Service"):
-        selector = service["spec"].get("selector", {}).items()
+        where, selector = title(service), service["spec"].get("selector", {})
         space = service["metadata"].get("namespace")
-        behind = [pod for pod in pods(documents)
-                  if pod.kind in SERVERS and pod.namespace == space and selector
-                  and selector <= pod.labels.items()]  # fmt: skip
-        if len(behind) != 1:
-            found.append(f"{title(service)} selector: got {len(behind)} kinds of pods, expected 1")
+        behind = [
+            pod
+            for pod in pods(documents)
+            if pod.namespace == space and selector.items() <= pod.labels.items()
+        ]
+        if len(behind) != 1 or behind[0].kind not in SERVERS:
+            got = ", ".join(pod.where for pod in behind) or "no pods"
+            found.append(f"{where} selector: got {got}, expected those of one server")
             continue
-        ports = [p for _, c in behind[0].containers for p in c.get("ports", [])]
+        ports = [port for _, c in behind[0].containers for port in c.get("ports", [])]
         listened = {p.get("name") for p in ports} | {p["containerPort"] for p in ports}
         for port in service["spec"]["ports"]:
             if port.get("targetPort", port["port"]) not in listened:
-                found.append(f"{title(service)} ports/{port['port']}: {behind[0].where} has none")
+                found.append(f"{where} ports/{port['port']}: {behind[0].where} has none")
     return found
 
 
@@ -157,89 +171,6 @@ def outside(
                 wanted.add(("ConfigMap", entry["configMapName"], step.name))
     return [f"{where}: no {kind}/{name} in {namespace}"
             for kind, name, where in sorted(wanted) if (kind, name) not in there]  # fmt: skip
-
-
-def tolerated(taints: list[dict[str, str]], tolerations: list[dict[str, str]]) -> bool:
-    """Whether every taint has a toleration, as the scheduler matches them."""
-    return all(
-        any(
-            toleration.get("key") in (None, "", taint["key"])
-            and toleration.get("effect") in (None, "", taint["effect"])
-            and (
-                toleration.get("operator") == "Exists"
-                or toleration.get("value", "") == taint.get("value", "")
-            )
-            for toleration in tolerations
-        )
-        for taint in taints
-    )
-
-
-def unplaced(
-    where: str,
-    selector: Mapping[str, str],
-    tolerations: list[dict[str, str]],
-    pools: list[Document],
-) -> list[str]:
-    """A pod that selects nodes finds one of the pools, and is let in there."""
-    matching = []
-    for pool in pools:
-        template = pool["spec"]["template"]
-        labels = template.get("metadata", {}).get("labels", {})
-        if selector.items() <= labels.items():
-            matching.append(pool)
-    if not matching:
-        return [f"{where}: no pool has {dict(selector)}"]
-    return [
-        f"{where}: does not tolerate the taints of {title(pool)}"
-        for pool in matching
-        if not tolerated(pool["spec"]["template"]["spec"].get("taints", []), tolerations)
-    ]
-
-
-def over_quota(documents: list[Document], steps: Iterable[Step], namespace: str) -> list[str]:
-    """The namespace has room for what serves there and for the largest step beside it.
-
-    Args:
-        documents: Of the overlay; without a quota there is nothing to exceed.
-        steps: That run there.
-        namespace: Where.
-    """
-    largest: Counter = Counter()
-    for step in steps:
-        for name, amount in step.resources.items():
-            largest[name] = max(largest[name], amount)
-    needed = Counter(largest)
-    for pod in pods(documents):
-        if pod.namespace == namespace and pod.kind in SERVERS:
-            for _, container in pod.containers:
-                for name, amount in container["resources"]["limits"].items():
-                    needed[name] += quantity(amount)
-    found = []
-    for quota in of_kind(documents, "ResourceQuota"):
-        for key, amount in quota["spec"]["hard"].items():
-            name = key.removeprefix("limits.").removeprefix("requests.")
-            if name in needed and quantity(amount) < needed[name]:
-                found.append(f"{title(quota)} {key}: got {amount}, expected {needed[name]:g}")
-    return found
-
-
-def over_limits(documents: list[Document], steps: Iterable[Step]) -> list[str]:
-    """No container and no step asks for more than a limit range lets one have."""
-    asked: list[tuple[str, dict[str, Any]]] = [(step.name, step.resources) for step in steps]
-    for pod in pods(documents):
-        for where, container in pod.containers:
-            limits = container.get("resources", {}).get("limits", {})
-            asked.append((where, {name: quantity(amount) for name, amount in limits.items()}))
-    return [
-        f"{where} {name}: asks for {got[name]:g}, {title(limit)} allows {most}"
-        for limit in of_kind(documents, "LimitRange")
-        for item in limit["spec"]["limits"]
-        if item["type"] == "Container"
-        for name, most in item.get("max", {}).items()
-        for where, got in asked
-        if got.get(name, 0) > quantity(most)
-    ]
 
 
 def stuck_budgets(documents: list[Document]) -> list[str]:

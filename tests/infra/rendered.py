@@ -27,8 +27,7 @@ TIMEOUT_S = 60
 Document = dict[str, Any]
 
 
-@functools.cache
-def missing() -> str | None:
+def reason() -> str | None:
     """Why overlays cannot be rendered here; None if they can."""
     wanted = ".".join(map(str, MIN_KUBECTL))
     if not (kubectl := shutil.which("kubectl")):
@@ -48,9 +47,9 @@ def missing() -> str | None:
 
 @functools.cache
 def text(overlay: str) -> str:
-    """What `kubectl apply -k` would send for this overlay."""
-    if reason := missing():
-        pytest.skip(reason)
+    """What `kubectl apply -k` sends for this overlay."""
+    if why := reason():
+        pytest.skip(why)
     folder = INFRA / "overlays" / overlay
     asked = ["kubectl", "kustomize", str(folder)]
     ran = subprocess.run(asked, capture_output=True, text=True, timeout=TIMEOUT_S)
@@ -83,10 +82,10 @@ def title(document: Document) -> str:
 def put(documents: list[Document], target: str, path: str, value: Any) -> None:
     """Replace what is at a dotted path of the document called `target`; None removes it.
 
-    A path that begins with `-` appends to the list there.
+    A path that begins with `-` appends to the list there; `~` stands for a slash in a key.
     """
     (document,) = (d for d in documents if title(d) == target)
-    *parents, last = path.removeprefix("-").split("/")
+    *parents, last = (key.replace("~", "/") for key in path.removeprefix("-").split("/"))
     place: Any = document
     for key in parents:
         place = place[int(key)] if isinstance(place, list) else place.setdefault(key, {})

@@ -47,16 +47,31 @@ def findings(document: dict[str, Any], version: str) -> list[str]:
     # Schemas of Kubernetes allow null everywhere; a cluster takes it as if the line were not there.
     found = [f"{path}: is null" for path in _nulls(document)]
     if kind in MODELS:
-        return found + _by_model(document, MODELS[kind])
+        # The models ask for little of a pod, so that it is checked as the job's that it will be.
+        jobs = _jobs(document)
+        inner = [f"{name}/{line}" for name, job in jobs for line in findings(job, version)]
+        return found + _by_model(document, MODELS[kind]) + inner
     if kind in schemas():
         return found + _by_schema(document, schemas()[kind])
+    return found + _by_kubernetes(document, version)
+
+
+def _by_kubernetes(document: dict[str, Any], version: str) -> list[str]:
     try:
         kubernetes_validate.validate(document, version, strict=True)
     except kubernetes_validate.SchemaNotFoundError:
-        found.append(f"kind: {kind[0]} {kind[1]} is unknown to Kubernetes {version} and to schemas")
+        kind = f"{document.get('apiVersion')} {document.get('kind')}"
+        return [f"kind: {kind} is unknown to Kubernetes {version} and to the schemas here"]
     except kubernetes_validate.ValidationError as error:
-        found.append(f"{_dotted(error.absolute_path)}: {error.message}")
-    return found
+        return [f"{_dotted(error.absolute_path)}: {error.message}"]
+    return []
+
+
+def _jobs(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Jobs that a training runtime makes; a TrainJob itself has none."""
+    jobs = document["spec"].get("template", {}).get("spec", {}).get("replicatedJobs", [])
+    head = {"apiVersion": "batch/v1", "kind": "Job"}
+    return [(job["name"], {**head, "metadata": {}, **job["template"]}) for job in jobs]
 
 
 def _by_schema(document: dict[str, Any], schema: dict[str, Any]) -> list[str]:
