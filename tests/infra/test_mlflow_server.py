@@ -151,7 +151,7 @@ def everything(client):
                 run.data.params,
                 run.data.tags,
                 {name: points(client, run.info.run_id, name) for name in run.data.metrics},
-                [i.dataset.to_dictionary() for i in run.inputs.dataset_inputs],
+                {i.dataset.name: i.dataset.to_dictionary() for i in run.inputs.dataset_inputs},
             )
             for run in client.search_runs(experiments)
         },
@@ -235,6 +235,7 @@ def test_logged_killed_backed_up_and_restored(
         assert server.status_of(Authorization="Bearer another") == 401
         assert server.status_of(**bearer, Host="evil.example.com") == 403
         client = tracking.connect()
+        assert os.environ["MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD"] == "false"
 
         recorded = train_while_the_server_dies(server, client, make_run(finish=False))
         assert recorded.info.status == "FINISHED"
@@ -278,7 +279,10 @@ def test_logged_killed_backed_up_and_restored(
         assert client.get_registered_model(registry.NAME).aliases[registry.CHAMPION] == winner
         assert journal.settle(client).champions == (first, winner)
         assert registry.rollback() == first
-        monkeypatch.setenv("FLOWLOOM_HOME", str(tmp_path / "another machine"))
-        assert runs.folder_digest(registry.champion_dir()) == model.digest
+        # Through the server, and past it, as other clients do.
+        for directly in ("false", "true"):
+            monkeypatch.setenv("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", directly)
+            monkeypatch.setenv("FLOWLOOM_HOME", str(tmp_path / f"machine-{directly}"))
+            assert runs.folder_digest(registry.champion_dir()) == model.digest
     finally:
         server.kill()

@@ -105,6 +105,16 @@ def test_dumps_come_back(store, tmp_path):
         backups.fetch(tmp_path / "back", "other")
 
 
+@pytest.mark.parametrize("url", ["s3://bucket", "s3://bucket/", "s3://bucket/a/b/"])
+def test_where_they_lie(store, tmp_path, monkeypatch, url):
+    monkeypatch.setenv("FLOWLOOM_STORE", url)
+    (tmp_path / "dump").write_bytes(b"x")
+    name = backups.keep(tmp_path / "dump", DAY)
+    (item,) = store.list_objects_v2(Bucket="bucket")["Contents"]
+    below = "a/b/backup/" if "a/b" in url else "backup/"
+    assert item["Key"] == below + name
+
+
 def test_what_is_no_dump_and_no_store(store, tmp_path, monkeypatch):
     (tmp_path / "dump").touch()
     with pytest.raises(ValueError, match="got an empty file"):

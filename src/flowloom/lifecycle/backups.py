@@ -64,7 +64,7 @@ def _store() -> tuple[Any, str, str]:
     url = urlsplit(where)
     if url.scheme != "s3" or not url.netloc:
         raise ValueError(f"FLOWLOOM_STORE: got {where!r}, expected s3://BUCKET/PREFIX")
-    return boto3.client("s3"), url.netloc, "/".join([*url.path.split("/")[1:], _FOLDER, ""])
+    return boto3.client("s3"), url.netloc, f"{url.path.strip('/')}/{_FOLDER}/".lstrip("/")
 
 
 def _main(arguments: list[str]) -> None:
