@@ -6,15 +6,17 @@ _STARTED_S = time.perf_counter()
 
 import argparse  # noqa: E402
 import importlib  # noqa: E402
+import os  # noqa: E402
 import sys  # noqa: E402
 import tempfile  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any, Optional  # noqa: E402
 
+from flowloom.cli import INTERRUPTED, UNREAD, USAGE, one_line  # noqa: E402
+from pipelines import clusters  # noqa: E402
+
 FOLDER = Path(__file__).parent
-DEFAULT_CRON = "0 0 3 * * *"
-"""Daily at three."""
 
 
 def names() -> list[str]:
@@ -94,19 +96,27 @@ def compile_(options: argparse.Namespace) -> int:
 
 def submit(options: argparse.Namespace) -> int:
     """Start one run on a Kubeflow Pipelines server, or find it there."""
-    from pipelines import cluster
+    from pipelines import changes, cluster
     from pipelines.server import Server
 
     overrides = _overrides(options)
+    compared = changes.names_in(options.if_changed) if options.if_changed else []
     server = Server(options.host, options.namespace)
     job = _job(options, overrides)
+    if compared:
+        found = changes.changed(server, job, compared)
+        for name, before in found.items():
+            _say(f"{name}: the newest run had {before}")
+        if not found:
+            _say(f"{job.label}: the newest run had the same {options.if_changed}; none is started")
+            return 0
     run = cluster.submit(
         server,
         job,
         lambda: _arguments(options, overrides, _champion() or ""),
         _say,
         name=options.run_name,
-        new=options.new_turn,
+        new=options.new_turn or bool(compared),  # that data may have been there before the newest
     )
     _say(server.link("runs", run.run_id))
     if not options.wait:
@@ -136,7 +146,7 @@ def schedule(options: argparse.Namespace) -> int:
             "schedule: got --cron or --set beside what only lists, switches or deletes"
         )
     overrides = _overrides(options) if declared else {}
-    cron = crons.six_fields(options.cron or DEFAULT_CRON)
+    cron = crons.six_fields(options.cron or clusters.current().cron)
     server = Server(options.host, options.namespace)
     if options.list:
         for line in schedules.lines(server, options.experiment, label if options.name else ""):
@@ -163,12 +173,15 @@ def _job(options: argparse.Namespace, overrides: dict[str, Any]) -> Any:
         path = Path(folder) / f"{options.name}.yaml"
         compile_to(options.name, path)
         package = path.read_bytes()
+    cluster = clusters.current()
+    clusters.check_images(cluster, package.decode())
     return Job(
         pipeline=load(options.name).name,
         package=package,
         label=f"{options.name}-{options.recipe}",
         key=turns.key(options.name, options.recipe, overrides),
         experiment=options.experiment,
+        service_account=cluster.service_account,
     )
 
 
@@ -238,6 +251,8 @@ def build_parser() -> argparse.ArgumentParser:
             nargs="?" if command == "schedule" else None,  # none needed to list
             help=", ".join(names()),
         )
+        if command != "run":
+            _add_cluster(sub)
         if command == "compile":
             sub.add_argument("--out", type=Path, metavar="FILE", help="default: build/NAME.yaml")
             continue
@@ -267,6 +282,20 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_cluster(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cluster",
+        choices=clusters.CLUSTERS,
+        help=f"whose pools, limits and images; default: {clusters.CLUSTER} or {clusters.DEFAULT}",
+    )
+    parser.add_argument(
+        "--launch",
+        metavar="HOW",
+        help="how training steps run their stage: process, torchrun:N or "
+        "trainjob:NODESxPROCESSES; default: the cluster's",
+    )
+
+
 def _add_server(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host", metavar="URL", help="default: KFP_HOST; a token is read from KFP_TOKEN"
@@ -288,6 +317,12 @@ def _add_submit(parser: argparse.ArgumentParser) -> None:
         "--new-turn", action="store_true", help="start a run, even if the same is there"
     )
     parser.add_argument(
+        "--if-changed",
+        metavar="NAMES",
+        help="start a run only if the newest one of the same pipeline, recipe and overrides had "
+        "another of these: data,catalogue",
+    )
+    parser.add_argument(
         "--wait", action="store_true", help="until the run ends; status 1 if it failed"
     )
     parser.add_argument(
@@ -305,7 +340,7 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
         "--cron",
         metavar="FIELDS",
         help="five fields, or six with seconds first, in the time zone of the server's controller "
-        f"(UTC unless it is set otherwise); default: '{DEFAULT_CRON}'",
+        "(see infra/prerequisites.yaml); default: the cluster's",
     )
     act = parser.add_mutually_exclusive_group()
     act.add_argument("--enable", action="store_true", help="have it start runs (again)")
@@ -318,10 +353,22 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run a command; returns the exit status."""
     options = build_parser().parse_args(arguments)
     try:
-        return options.handler(options)
-    except ValueError as error:
-        print(f"pipelines: {error}", file=sys.stderr)
-        return 2
+        if options.command != "run":
+            clusters.choose(options.cluster, options.launch)
+        try:
+            return options.handler(options)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more at its end; there must be something to flush to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNREAD
+    except (ValueError, OSError) as error:
+        print(f"pipelines: {one_line(error)}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        print("pipelines: interrupted; the same command goes on", file=sys.stderr)
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -29,6 +29,9 @@ ENDED = ("SUCCEEDED", "SKIPPED", *FAILED)
 RUN_MARK = re.compile(r"flowloom run ([0-9a-f]{16})\b")
 SCHEDULE_MARK = re.compile(r"flowloom schedule ([0-9a-f]{16})\b")
 
+SOURCES = ("data", "catalogue")
+"""Of a job's key: the digest of `data/`, and the hash of the catalogue of model files."""
+
 Say = Callable[[str], None]
 
 
@@ -46,11 +49,18 @@ class Job:
     """What decides whether a run is the same: recipe, overrides, data, code."""
     experiment: str = "flowloom"
     """Where runs and schedules are listed together."""
+    service_account: Optional[str] = None
+    """What its pods run as; None for the server's default."""
 
     @property
     def version(self) -> str:
-        """Name of the pipeline's version: the digest of its YAML."""
-        return hashlib.sha256(self.package).hexdigest()[:16]
+        """Name of the pipeline's version: the digest of its YAML and of what its images hold."""
+        return hashlib.sha256(self.package + self.sources.encode()).hexdigest()[:16]
+
+    @property
+    def sources(self) -> str:
+        """What the version says of itself, for `pipelines.changes` to read."""
+        return ", ".join(f"{name} {self.key[name] or 'untracked'}" for name in SOURCES)
 
 
 def digest(fields: Mapping[str, Any]) -> str:
@@ -82,21 +92,27 @@ def experiment_id(server: Server, name: str, create: bool = True) -> Optional[st
     return ident_of(server, found.experiment_id)
 
 
+def find_pipeline(server: Server, job: Job) -> Any:
+    """The job's pipeline on the server; None if it is not there."""
+    space = {"namespace": server.namespace} if server.namespace else {}
+    given = {"filter": predicate("display_name", job.pipeline), **space}
+    call = server.client.pipelines.pipeline_service_list_pipelines
+    found = server.listed("listing pipelines", call, "pipelines", **given)
+    return found[0] if found else None
+
+
 def version_ids(server: Server, job: Job) -> tuple[str, str]:
     """Ids of the pipeline and of its version; what is not there is uploaded."""
     models = server.client.api_models
     api, uploads = server.client.pipelines, server.client.pipeline_uploads
-    space = {"namespace": server.namespace} if server.namespace else {}
 
     def pipeline() -> Any:
-        given = {"filter": predicate("display_name", job.pipeline), **space}
-        call = api.pipeline_service_list_pipelines
-        found = server.listed("listing pipelines", call, "pipelines", **given)
-        return found[0] if found else None
+        return find_pipeline(server, job)
 
     there = pipeline()
     if there is None:
         # Created empty: an upload would name its first version after the pipeline.
+        space = {"namespace": server.namespace} if server.namespace else {}
         body = models.V2beta1Pipeline(name=job.pipeline, display_name=job.pipeline, **space)
         call = api.pipeline_service_create_pipeline
         there = server.create(f"creating pipeline {job.pipeline}", pipeline, call, pipeline=body)
@@ -115,6 +131,7 @@ def version_ids(server: Server, job: Job) -> tuple[str, str]:
             path.write_bytes(job.package)
             what, call = f"uploading version {job.version}", uploads.upload_pipeline_version
             given = {"name": job.version, "display_name": job.version, "pipelineid": ident}
+            given["description"] = job.sources
             there = server.create(what, version, call, str(path), **given)
     return ident, ident_of(server, there.pipeline_version_id)
 
@@ -168,6 +185,7 @@ def submit(
             pipeline_id=pipeline, pipeline_version_id=version
         ),
         runtime_config=models.V2beta1RuntimeConfig(parameters=dict(arguments())),
+        service_account=job.service_account,
     )
 
     def find() -> Any:

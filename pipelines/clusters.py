@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 from typing import Optional
 
+from flowloom import launch as launching
+
 OVERLAYS = Path(__file__).parents[1] / "infra" / "overlays"
 DEFAULT = "dev"
 CLUSTER = "FLOWLOOM_CLUSTER"
@@ -33,6 +35,8 @@ class Cluster:
     """Label `flowloom/pool` of the nodes for rendering; None for any node."""
     num_gpus: int = 1
     """GPUs of a step that trains or renders."""
+    num_parts: int = 1
+    """Steps that render at the same time, each its part of the triplets' shards."""
     cpu: str = "4"
     """Cores of a step that trains or renders."""
     memory: str = "16Gi"
@@ -55,17 +59,25 @@ CLUSTERS = {
             name="prod",
             training_pool="training",
             rendering_pool="rendering",
+            num_parts=4,
             launch="trainjob:2x4",
         ),
     )
 }
 
 
-def choose(name: str, launch: Optional[str] = None) -> Cluster:
-    """Have pipelines that are imported from now on be traced for that cluster."""
-    os.environ[CLUSTER] = name
-    if launch is not None:
-        os.environ[LAUNCH] = launch
+def choose(name: Optional[str] = None, launch: Optional[str] = None) -> Cluster:
+    """Have pipelines that are imported from now on be traced for that cluster.
+
+    Args:
+        name: Its name; None for what the environment says.
+        launch: In place of the cluster's; None for what the environment says.
+
+    Raises:
+        ValueError: If there is no such cluster, or no such launcher.
+    """
+    given = {CLUSTER: name, LAUNCH: launch}
+    os.environ.update({key: value for key, value in given.items() if value is not None})
     return current()
 
 
@@ -73,13 +85,19 @@ def current() -> Cluster:
     """The cluster that pipelines are traced for.
 
     Raises:
-        ValueError: If there is none of that name.
+        ValueError: If there is none of that name, or if it cannot launch like that.
     """
     name = os.environ.get(CLUSTER, DEFAULT)
     if name not in CLUSTERS:
         raise ValueError(f"{CLUSTER}: got {name!r}, expected one of {', '.join(CLUSTERS)}")
     cluster = CLUSTERS[name]
-    return dataclasses.replace(cluster, launch=os.environ.get(LAUNCH, cluster.launch))
+    cluster = dataclasses.replace(cluster, launch=os.environ.get(LAUNCH, cluster.launch))
+    launcher = launching.parse(cluster.launch)
+    if launcher.kind == "trainjob" and launcher.device == "gpu" and not cluster.num_gpus:
+        raise ValueError(
+            f"launch: got {cluster.launch} for {name}, which has no GPU; expected /cpu at its end"
+        )
+    return cluster
 
 
 def image_of(cluster: Cluster, image: str) -> str:

@@ -36,7 +36,8 @@ def declare(
     """
     experiment = experiment_id(server, job.experiment)
     pipeline, version = version_ids(server, job)
-    wanted = digest({"cron": cron, "arguments": dict(arguments), "version": version})
+    given = {"arguments": dict(arguments), "version": version, "as": job.service_account}
+    wanted = digest({"cron": cron, **given})
     there = ours(server, experiment, job.label, say)
     same = [schedule for schedule in there if mark_of(SCHEDULE_MARK, schedule) == wanted]
     old = [schedule for schedule in there if schedule not in same] + same[1:]
@@ -52,6 +53,7 @@ def declare(
                 pipeline_id=pipeline, pipeline_version_id=version
             ),
             runtime_config=models.V2beta1RuntimeConfig(parameters=dict(arguments)),
+            service_account=job.service_account,
             trigger=models.V2beta1Trigger(cron_schedule=models.V2beta1CronSchedule(cron=cron)),
             mode="ENABLE" if enabled and not old else "DISABLE",
             max_concurrency="1",

@@ -138,6 +138,7 @@ class KfpServer:
         things = {k: v for k, v in self.versions.items() if v["pipeline_id"] == query["pipelineid"]}
         assert query["name"] == query["display_name"]
         made = {"display_name": query["name"], "pipeline_id": query["pipelineid"]}
+        made["description"] = query.get("description", "")
         status, version = self._make(things, "pipeline_version_id", unique=True)(query, made)
         if status == 200:
             self.versions[version["pipeline_version_id"]] = version

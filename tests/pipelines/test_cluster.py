@@ -3,8 +3,10 @@
 Facts pinned:
 - the same submission finds its run, finished or going; failed, it is tried again under its next
   name; another champion alone makes no other run; what is not of this command is left alone;
-- the package is uploaded once per content, byte by byte what was compiled, with node pools,
-  tolerations, limits and secrets;
+- the package is uploaded once per content and data, byte by byte what was compiled (what it asks
+  of a cluster: test_clusters); per-step cache settings stay; runs have the cluster's account;
+- `--if-changed` starts a run only where the newest of its pipeline, recipe and overrides, by hand
+  or by a schedule, had other data or another catalogue;
 - waiting says each state, survives an outage, and names the task that failed of itself;
 - whatever call fails, before or after it took effect, at once or slowly: nothing is lost, nothing
   doubled;
@@ -14,10 +16,9 @@ Facts pinned:
 """
 
 import pytest
-import yaml
 
 import pipelines.__main__ as command
-from pipelines import cluster, cron
+from pipelines import cluster, clusters, cron
 from pipelines import server as servers
 from pipelines.__main__ import compile_to, main
 from tests.pipelines.kfp_server import KfpServer
@@ -44,16 +45,24 @@ def machine(monkeypatch, tmp_path, package):
 
     for name in ("KFP_HOST", "KFP_TOKEN", "KFP_NAMESPACE", "KF_PIPELINES_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.delenv("KF_PIPELINES_UI_ENDPOINT", raising=False)
+    for name in ("KF_PIPELINES_UI_ENDPOINT", clusters.CLUSTER, clusters.LAUNCH):
+        monkeypatch.delenv(name, raising=False)
+    overlay = tmp_path / "overlays" / "dev" / "images"
+    overlay.mkdir(parents=True)
+    (overlay / "kustomization.yaml").write_text("images: []")
+    monkeypatch.setattr(clusters, "OVERLAYS", tmp_path / "overlays")
     monkeypatch.setattr(kfp.Client, "_LOCAL_KFP_CONTEXT", str(tmp_path / "context.json"))
     monkeypatch.setattr(servers, "PAUSES_S", (0.0, 0.0, 0.0))
     monkeypatch.setattr(cluster, "POLL_S", 0.0)
     monkeypatch.setattr(command, "_champion", lambda: "3")
     monkeypatch.setattr(command, "compile_to", lambda name, out: out.write_bytes(package))
     fields = turns.key(NAME, "demo", {})
-    monkeypatch.setattr(
-        turns, "key", lambda name, recipe, overrides: {**fields, "overrides": overrides}
-    )
+
+    def key(name, recipe, overrides):
+        return {**fields, "recipe": recipe, "overrides": overrides}
+
+    monkeypatch.setattr(turns, "key", key)
+    return fields
 
 
 @pytest.fixture
@@ -117,18 +126,86 @@ def test_changed_sources_are_another_version_and_run(kfp_server, monkeypatch, pa
 def test_what_is_uploaded_is_what_was_compiled(kfp_server, package):
     main(SUBMIT)
     assert only(kfp_server.packages) == package
-    spec, platform = kfp_server.documents()
-    assert (spec, platform) == tuple(yaml.safe_load_all(package))
-    containers = spec["deploymentSpec"]["executors"]
-    pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    container, pod = containers["exec-train-grpo"]["container"], pods["exec-train-grpo"]
-    assert container["resources"]["accelerator"]["resourceType"] == "nvidia.com/gpu"
-    assert container["resources"]["resourceMemoryLimit"] == "16Gi"
-    assert pod["nodeSelector"]["labels"] == {"flowloom/pool": "gpu"}
-    assert pod["tolerations"][0]["effect"] == "NoSchedule"
-    assert {"flowloom-tracking", "flowloom-store"} <= {
-        secret["secretName"] for secret in pod["secretAsEnv"]
+    run = only(kfp_server.runs)
+    assert run["service_account"] == "flowloom-steps"
+    assert "enable_caching" not in str(run)
+
+
+def changed(machine, **fields):
+    """Have what is submitted from now on be of other data or another catalogue."""
+    machine.update(fields)
+
+
+def test_only_changed_sources_start_a_run(kfp_server, machine, capsys):
+    early = [*SUBMIT, "--if-changed", "data,catalogue"]
+    changed(machine, data="aa.dir", catalogue="c1")
+    assert main(early) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[:2] == ["data: the newest run had none", "catalogue: the newest run had none"]
+    assert only(kfp_server.versions)["description"] == "data aa.dir, catalogue c1"
+    first = only(kfp_server.runs)["display_name"]
+
+    only(kfp_server.runs)["state"] = "FAILED"  # somebody is told so; it is not a reason
+    assert main([*early, "--wait"]) == 0
+    assert capsys.readouterr().out == (
+        f"{LABEL}: the newest run had the same data,catalogue; none is started\n"
+    )
+    changed(machine, catalogue="c2")
+    assert main([*SUBMIT, "--if-changed", "data"]) == 0
+    assert len(kfp_server.runs) == 1
+    assert main(early) == 0
+    assert "catalogue: the newest run had c1\n" in capsys.readouterr().out
+    assert main(early) == 0
+    assert len(kfp_server.runs) == 2
+    # As it was before: the run that is there is not the newest.
+    changed(machine, catalogue="c1")
+    assert main(early) == 0
+    assert main(early) == 0
+    names = [run["display_name"] for run in kfp_server.runs.values()]
+    assert (len(names), names[2]) == (3, f"{first}-2")
+
+
+def test_only_a_run_of_the_same_recipe_overrides_and_pipeline_counts(kfp_server, machine):
+    early = [*SUBMIT, "--if-changed", "data"]
+    changed(machine, data="aa.dir")
+    main([*SUBMIT, "--set", "promote.margin=0.01"])
+    main([*SUBMIT, "--recipe", "smoke"])
+    main(early)
+    assert len(kfp_server.runs) == 3
+    main(early)
+    assert len(kfp_server.runs) == 3
+    for run in kfp_server.runs.values():  # now they are of another pipeline
+        run["pipeline_version_reference"] = {"pipeline_version_id": "other"}
+    main(early)
+    assert len(kfp_server.runs) == 4
+
+
+def test_the_run_of_a_schedule_counts_even_if_that_was_replaced(kfp_server, machine):
+    changed(machine, data="aa.dir")
+    main(SCHEDULE)
+    job = only(kfp_server.recurring)
+    kept = ("experiment_id", "pipeline_version_reference", "runtime_config")
+    kfp_server.runs["theirs"] = {name: job[name] for name in kept} | {
+        "run_id": "theirs",
+        "display_name": "Run of a schedule",
+        "created_at": "2026-02-01T00:00:00Z",
     }
+    main(["schedule", NAME, "--delete"])
+    early = [*SUBMIT, "--if-changed", "data"]
+    main(early)
+    assert list(kfp_server.runs) == ["theirs"]
+    changed(machine, data="bb.dir")
+    main(early)
+    assert len(kfp_server.runs) == 2
+    assert len(kfp_server.versions) == 2  # the same package, for other data
+
+
+def test_other_data_replaces_the_schedule(kfp_server, machine, capsys):
+    main(SCHEDULE)
+    changed(machine, data="bb.dir")
+    main(SCHEDULE)
+    only(kfp_server.recurring)
+    assert "replaced, enabled" in capsys.readouterr().out
 
 
 def test_a_new_turn_is_another_run_of_the_next_name(kfp_server, capsys):
@@ -370,6 +447,7 @@ def test_a_schedule_is_declared_once(kfp_server, capsys):
     assert link == f"{kfp_server.url}/#/recurringrun/details/{job['recurring_run_id']}"
 
     asked = len(kfp_server.asked)
+    assert job["service_account"] == "flowloom-steps"
     assert main(["schedule", NAME]) == 0  # the default is the same, with its seconds
     said = capsys.readouterr().out.splitlines()[0]
     assert said == f"schedule {LABEL}: there already, enabled, 0 0 3 * * *"

@@ -3,8 +3,6 @@
 Facts pinned:
 - the YAML of each is its golden file, byte by byte, under any hash seed;
 - each has at most 10 parameters, a README, and a file of at most two screens;
-- training steps ask for a GPU of the GPU pool and tolerate its taint; secrets and the home's volume
-  are named, not held; a pod is told its turn by its label;
 - every step's name is told to it and occurs once, whatever sub-pipeline it is in;
 - the engine may cache what is decided by its inputs, digests of code and data among them;
 - every step but `promote` is tried again; the exit handler hears of everything;
@@ -25,12 +23,9 @@ import yaml
 
 from components.__main__ import names as component_names
 from pipelines.__main__ import compile_to, names
+from tests.pipelines.tracing import trace_anew
 
 ROOT = Path(__file__).parents[2]
-CPU_STEPS = {
-    "begin_turn", "end_turn", "recall", "build_pairs", "publish_generator", "register", "promote",
-    "report",
-}  # fmt: skip
 TWICE = {"build_triplets", "train_reward", "calibrate_reward", "train_grpo"}
 DATA_STAGES = {"publish_generator", "build_pairs"} | TWICE | {"train_sft"}
 """What the inputs of a step decide."""
@@ -52,8 +47,10 @@ def component_of(task):
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compiled")
-    for name in names():
-        compile_to(name, folder / f"{name}.yaml")
+    with pytest.MonkeyPatch.context() as patch:
+        trace_anew(patch, folder)  # whatever images the cluster's overlay now names
+        for name in names():
+            compile_to(name, folder / f"{name}.yaml")
     return folder
 
 
@@ -101,7 +98,12 @@ def test_it_is_the_golden_file(compiled, name, golden):
 
 def test_another_process_with_another_hash_seed_writes_the_same(compiled, tmp_path):
     out = tmp_path / "again.yaml"
-    command = [sys.executable, "-m", "pipelines", "compile", "continuous_training"]
+    program = (
+        "import pathlib; from pipelines import __main__, clusters; "
+        "clusters.OVERLAYS = pathlib.Path('nowhere'); "
+        "raise SystemExit(__main__.main())"
+    )
+    command = [sys.executable, "-c", program, "compile", "continuous_training"]
     subprocess.run(
         [*command, "--out", str(out)],
         cwd=ROOT,
@@ -121,29 +123,6 @@ def test_each_stage_is_a_step_named_once(documents, name):
 
 def test_every_component_is_used():
     assert set().union(*STEPS.values()) == set(component_names())
-
-
-def test_training_steps_run_on_the_gpu_pool(documents):
-    for step, (_, container, cluster) in steps_of(documents).items():
-        secrets = {secret["secretName"] for secret in cluster["secretAsEnv"]}
-        assert secrets == {"flowloom-tracking", "flowloom-store"}
-        (home,) = cluster["pvcMount"]
-        assert (home["constant"], home["mountPath"]) == ("flowloom-home", "/var/lib/flowloom")
-        (turn,) = cluster["fieldPathAsEnv"]
-        assert turn == {"name": "FLOWLOOM_TURN", "fieldPath": "metadata.labels['pipeline/runid']"}
-        assert {"resourceCpuLimit", "resourceMemoryLimit"} <= set(container["resources"])
-        if step.removesuffix("_round_2") in CPU_STEPS:
-            assert "/cpu:" in container["image"]
-            assert "accelerator" not in container["resources"]
-            assert "nodeSelector" not in cluster
-        else:
-            assert "/gpu:" in container["image"]
-            accelerator = container["resources"]["accelerator"]
-            assert accelerator["resourceCount"] == "1"
-            assert accelerator["resourceType"] == "nvidia.com/gpu"
-            assert cluster["nodeSelector"]["labels"] == {"flowloom/pool": "gpu"}
-            (toleration,) = cluster["tolerations"]
-            assert (toleration["key"], toleration["effect"]) == ("nvidia.com/gpu", "NoSchedule")
 
 
 def test_the_home_is_where_the_images_have_it():
