@@ -2,10 +2,11 @@
 
     python -m tests.infra.replay [--target cpu] [--installed] [--build-arg NAME=VALUE]
 
-Real: every COPY (what `.dockerignore` leaves out is not there), ENV, ARG, WORKDIR and RUN, in a
-clean environment: no variable of this one but pip's own settings, no program but those listed here,
-an empty virtual environment, the wheel built from what was copied and installed into it. Stages are
-built one at a time at the same place, so that a path inside holds after a COPY from one to another.
+Real: every COPY (what `.dockerignore` leaves out is not there, a link stays a link), ENV, ARG,
+WORKDIR and RUN, in a clean environment: no variable of this one but pip's own settings, no program
+but those listed here, an empty virtual environment, the wheel built from what was copied and
+installed into it. Stages are built one at a time at the same place, so that a path inside holds
+after a COPY from one to another.
 
 Not run: what an engine keeps for the start (CMD, ENTRYPOINT, EXPOSE, HEALTHCHECK, LABEL).
 
@@ -112,7 +113,7 @@ class Replay:
                 if not relative and (target.endswith("/") or into.is_dir()):
                     whole = into / path.name
                 whole.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, whole)
+                shutil.copyfile(path, whole, follow_symlinks=False)
 
     def _run(self, step: Step, state: _State) -> None:
         if self._installed and re.match(r"pip install (?!.*--no-index)", step.text):
@@ -176,7 +177,8 @@ def context(source: str) -> dict[str, Path]:
         ValueError: There is none.
     """
     path = CHECKOUT / source
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    found = [path] if path.is_file() else path.rglob("*")
+    files = [file for file in found if file.is_file() or file.is_symlink()]
     kept = [file for file in files if not ignored(file.relative_to(CHECKOUT).as_posix())]
     if not kept:
         raise ValueError(f"COPY {source}: got nothing of the checkout, expected files")
