@@ -1,7 +1,7 @@
 """Who may reach whom: network policies and RBAC of an overlay, as tables and as findings."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from tests.infra.pods import pods
@@ -100,6 +100,34 @@ def one_sided(documents: list[Document]) -> list[str]:
 def _of_namespace(end: str) -> bool:
     """Whether a flow's end is pods of the policy's own namespace, not another's or an address."""
     return end != "anywhere" and not end.startswith("[") and not re.match(r"[\d:]", end)
+
+
+def idle(documents: list[Document], others: Iterable[Mapping[str, str]]) -> list[str]:
+    """Each selector of network policies chooses some pods of the namespace: none is misspelt.
+
+    Args:
+        documents: Of the overlay.
+        others: Labels of pods that are made by others, such as those of pipeline runs.
+    """
+    known = [pod.labels for pod in pods(documents)] + list(others)
+    found = []
+    for document in _policies(documents):
+        spec = document["spec"]
+        peers = [p for rule in spec.get("ingress", []) for p in rule.get("from", [])]
+        peers += [p for rule in spec.get("egress", []) for p in rule.get("to", [])]
+        selectors = [p["podSelector"] for p in peers if p.keys() == {"podSelector"}]
+        for selector in [spec["podSelector"], *selectors]:
+            if not any(_chosen(selector, labels) for labels in known):
+                found.append(f"{title(document)}: no pod has {_labels(selector)}")
+    return found
+
+
+def _chosen(selector: dict[str, Any], labels: Mapping[str, str]) -> bool:
+    terms = selector.get("matchExpressions", [])
+    assert all(term["operator"] == "In" for term in terms), "other operators are not evaluated"
+    return selector.get("matchLabels", {}).items() <= labels.items() and all(
+        labels.get(term["key"]) in term["values"] for term in terms
+    )
 
 
 def rules(documents: list[Document]) -> set[tuple[str, str, str, str]]:

@@ -120,7 +120,7 @@ def over_quota(documents: list[Document], beside: Mapping[str, float]) -> list[s
         needed = Counter(beside)
         for pod in pods(documents):
             if pod.kind in SERVERS and pod.namespace == quota["metadata"]["namespace"]:
-                needed.update(asked(pod))
+                needed.update(asked(pod, pod.replicas))
         for name, amount in quota["spec"]["hard"].items():
             if quantity(amount) < needed[name]:
                 found.append(f"{title(quota)} {name}: got {amount}, expected {needed[name]:g}")

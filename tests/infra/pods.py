@@ -4,8 +4,9 @@ A finding is one line, `Kind/name path: got, expected`. A pod is whatever templa
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from tests.infra.rendered import Document, title
@@ -38,6 +39,8 @@ class Pod:
     """Of each of its pods."""
     spec: dict[str, Any]
     """As in a manifest of kind Pod."""
+    replicas: int = 1
+    """How many there are at once."""
     claimed: frozenset[str] = frozenset()
     """Volumes for which each of its pods has a claim of its own."""
 
@@ -62,8 +65,7 @@ def pods(documents: list[Document]) -> Iterator[Pod]:
             template = document
             for key in TEMPLATES[kind]:
                 template = template[key]
-            claims = document["spec"].get("volumeClaimTemplates", [])
-            yield _pod(where, kind, namespace, template, claims)
+            yield _pod(where, kind, namespace, template, document["spec"])
         elif kind == "ClusterTrainingRuntime":
             for job in document["spec"]["template"]["spec"]["replicatedJobs"]:
                 template = job["template"]["spec"]["template"]
@@ -75,14 +77,16 @@ def _pod(
     kind: str,
     namespace: str,
     template: dict[str, Any],
-    claims: Iterable[dict[str, Any]] = (),
+    controller: Mapping[str, Any] = MappingProxyType({}),
 ) -> Pod:
+    claims = controller.get("volumeClaimTemplates", [])
     return Pod(
         where=where,
         kind=kind,
         namespace=namespace,
         labels=template.get("metadata", {}).get("labels", {}),
         spec=template["spec"],
+        replicas=controller.get("replicas", 1),
         claimed=frozenset(claim["metadata"]["name"] for claim in claims),
     )
 
@@ -166,14 +170,19 @@ def quantity(text: Any) -> float:
 
 def probes(documents: list[Document]) -> list[str]:
     """A container that serves says when it is ready, and is restarted when it hangs."""
-    return [
-        f"{pod.where} containers/{container['name']} {probe}: is missing"
-        for pod in pods(documents)
-        if pod.kind in SERVERS
-        for container in pod.spec["containers"]
-        for probe in ("readinessProbe", "livenessProbe")
-        if probe not in container
-    ]
+    found = []
+    for pod in pods(documents):
+        for container in pod.spec["containers"] if pod.kind in SERVERS else []:
+            where = f"{pod.where} containers/{container['name']}"
+            ports = {port.get("name") for port in container.get("ports", [])}
+            for name in ("startupProbe", "readinessProbe", "livenessProbe"):
+                probe = container.get(name)
+                if probe is None and name != "startupProbe":
+                    found.append(f"{where} {name}: is missing")
+                port = (probe or {}).get("httpGet", {}).get("port", 0)
+                if isinstance(port, str) and port not in ports:
+                    found.append(f"{where} {name}: no port {port}")
+    return found
 
 
 def images(documents: list[Document]) -> list[str]:

@@ -180,9 +180,9 @@ def stuck_budgets(documents: list[Document]) -> list[str]:
         spec, where = budget["spec"], title(budget)
         chosen = spec["selector"].get("matchLabels", {}).items()
         replicas = sum(
-            document["spec"].get("replicas", 1)
-            for document in of_kind(documents, "Deployment", "StatefulSet")
-            if chosen <= document["spec"]["template"]["metadata"]["labels"].items()
+            pod.replicas
+            for pod in pods(documents)
+            if pod.kind in SERVERS and chosen <= pod.labels.items()
         )
         least = spec.get("minAvailable", replicas - 1 if spec.get("maxUnavailable") else replicas)
         if not replicas:

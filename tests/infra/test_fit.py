@@ -6,7 +6,9 @@ Facts pinned:
 - every claim and service account that steps name is in the namespace they run in;
 - pods and steps with a GPU select a pool of the cluster and tolerate its taint, no others do; pools
   are the same in `pipelines.clusters`, in the prerequisites and, for prod, as NodePools;
-- the quota has room for all servers, the largest step and its TrainJob at once;
+- the quota has room for all servers, as many of the largest step as run at once, and a TrainJob;
+- every selector of a network policy chooses pods that are there, steps and drivers of runs among
+  them; schedules have the time zone of the prerequisites;
 - steps run the images that the overlay lists, by the names of `components.images` and of the
   Dockerfile's targets;
 - a TrainJob is valid for the trainer, and its runtime is in the overlay;
@@ -14,6 +16,7 @@ Facts pinned:
 """
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,13 +28,24 @@ from flowloom import launch
 from flowloom.launch import trainjob
 from infra.images import TARGETS
 from pipelines.clusters import CLUSTERS
-from tests.infra import capacity, compiled, dockerfile, pods, references, rendered, validation
+from tests.infra import (
+    access,
+    capacity,
+    compiled,
+    dockerfile,
+    pods,
+    references,
+    rendered,
+    validation,
+)
 from tests.infra.rendered import OVERLAYS, put, title
 
 LISTED = {pods.base_name(image) for image in (CPU_IMAGE, GPU_IMAGE, RENDER_IMAGE)}
 DOCS = rendered.ROOT / "docs" / "deploy.md"
 SERVER = "Deployment/flowloom-mlflow"
 GPU_RUNTIME = "ClusterTrainingRuntime/flowloom-torch-gpu"
+DRIVER = {"pipelines.kubeflow.org/v2_component": "true"}
+"""Label of every pod that Kubeflow Pipelines makes for a run."""
 NODE = "spec/template/spec/replicatedJobs/0/template/spec/template/spec"
 RUN = SimpleNamespace(stage="train_grpo", dir=Path("0123456789abcdef"))
 
@@ -84,8 +98,9 @@ def train_job(cluster):
 
 
 def beside(documents, cluster, steps):
-    """What the largest step and its TrainJob ask for together."""
-    found = capacity.largest(steps)
+    """What parts of a step ask for at once, each as the largest, and a TrainJob with them."""
+    largest = capacity.largest(steps)
+    found = Counter({name: cluster.num_parts * amount for name, amount in largest.items()})
     if job := train_job(cluster):
         runtime = f"ClusterTrainingRuntime/{job['spec']['runtimeRef']['name']}"
         trainer = job["spec"]["trainer"]
@@ -120,7 +135,8 @@ def test_secrets_are_in_the_docs():
     ("path", "value", "finding"),
     [
         ("-spec/template/spec/containers/0/envFrom", {"secretRef": {"name": "other"}}, "other/*"),
-        ("-spec/template/spec/volumes", {"name": "a", "secret": {"secretName": "other"}}, "other/*"),
+        ("-spec/template/spec/volumes", {"name": "a", "secret": {"secretName": "other"}},
+         "other/*"),
         ("-spec/template/spec/imagePullSecrets", {"name": "registry"}, "registry/*"),
         ("-spec/template/spec/containers/0/env", {"name": "A", "valueFrom": {
             "secretKeyRef": {"name": "flowloom-store", "key": "OTHER"}}}, "flowloom-store/OTHER"),
@@ -229,16 +245,33 @@ def test_step_over_a_limit_is_found():
     assert any("dev-continuous_training" in line and "allows 8Gi" in line for line in found)
 
 
+def test_network_policies_choose_pods(documents, steps):
+    labels = [step.kubernetes["podMetadata"]["labels"] for step in steps]
+    assert access.idle(documents, [*labels, DRIVER]) == []
+    assert len(access.idle(documents, [*labels])) == 2
+    put(documents, "NetworkPolicy/training", "spec/podSelector/matchLabels", {"role": "training"})
+    (finding,) = access.idle(documents, [*labels, DRIVER])
+    assert finding == "NetworkPolicy/training: no pod has role=training"
+
+
+def test_time_zones_agree(cluster):
+    assert cluster.time_zone == rendered.prerequisites()["time_zone"]
+
+
 def test_images_are_the_overlays(overlay, documents, steps):
     path = rendered.INFRA / "overlays" / overlay / "images" / "kustomization.yaml"
     listed = yaml.safe_load(path.read_text())["images"]
     assert {entry["name"] for entry in listed} <= LISTED
     run = {container["image"] for pod in pods.pods(documents) for _, container in pod.containers}
     run |= {step.container["image"] for step in steps}
-    expected = {_reference(entry) for entry in listed}
-    theirs = {image for image in run if image not in expected}
+    assert _foreign(run, listed) == set()
+    assert _foreign({CPU_IMAGE + "-rc"}, listed) == {CPU_IMAGE + "-rc"}
+
+
+def _foreign(run, listed):
+    """Images of ours that run otherwise than the overlay lists them."""
     names = {entry.get("newName", entry["name"]) for entry in listed} | LISTED
-    assert not {image for image in theirs if pods.base_name(image) in names}
+    return {image for image in run if pods.base_name(image) in names} - set(map(_reference, listed))
 
 
 def _reference(entry):

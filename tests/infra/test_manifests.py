@@ -9,6 +9,8 @@ Facts pinned:
 - nothing is there twice, and everything of ours is labelled as part of flowloom.
 """
 
+from importlib import metadata
+
 import pytest
 
 from tests.infra import rendered, validation
@@ -16,6 +18,15 @@ from tests.infra.rendered import OVERLAYS, put, title
 
 VERSIONS = [f"1.{minor}" for minor in range(31, 38)]
 PART_OF = "app.kubernetes.io/part-of"
+KUBERNETES = {
+    "v1",
+    "apps/v1",
+    "batch/v1",
+    "networking.k8s.io/v1",
+    "rbac.authorization.k8s.io/v1",
+    "scheduling.k8s.io/v1",
+}
+"""API groups of Kubernetes that manifests are of, none of them a beta."""
 BROKEN = {
     "ClusterTrainingRuntime": ("spec/mlPolicy/numNodes", "two"),
     "CronJob": ("spec/schedule", None),
@@ -60,6 +71,29 @@ def test_valid(overlay, version):
 
 def test_versions_declared():
     assert rendered.prerequisites()["kubernetes"]["tested"] == VERSIONS
+
+
+def test_custom_kinds_are_declared(overlay):
+    """What is not of Kubernetes itself comes with a component that this overlay needs."""
+    declared = {
+        (f"{kind['group']}/{kind['version']}", kind["kind"])
+        for component in rendered.prerequisites()["components"]
+        if overlay in component["overlays"]
+        for kind in component["kinds"]
+    }
+    own = validation.MODELS.keys() | validation.schemas().keys()
+    used = {(d["apiVersion"], d["kind"]) for d in rendered.documents(overlay)}
+    assert used & own <= declared
+    assert {api for api, _ in used - own} <= KUBERNETES
+
+
+def test_versions_are_those_of_models_and_schemas():
+    versions = {c["name"]: c["version"] for c in rendered.prerequisites()["components"]}
+    assert versions["kubeflow-trainer"] == metadata.version("kubeflow-trainer-api")
+    assert versions["kubeflow-pipelines"] == metadata.version("kfp")
+    minor = versions["karpenter"].rpartition(".")[0]
+    for schema in validation.schemas().values():
+        assert f"Karpenter {minor} " in schema["description"]
 
 
 def test_every_kind_has_a_broken_manifest(everything):

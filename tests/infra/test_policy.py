@@ -69,6 +69,7 @@ MUTATIONS = [
     ("resources", RUNTIME, f"{NODE}/containers/0/resources", None, "resources/cpu"),
     ("probes", SERVER, f"{CONTAINER}/livenessProbe", None, "livenessProbe"),
     ("probes", SERVER, f"{CONTAINER}/readinessProbe", None, "readinessProbe"),
+    ("probes", SERVER, f"{CONTAINER}/startupProbe/httpGet/port", "web", "no port web"),
     ("scratch", SERVER, f"{CONTAINER}/volumeMounts", [], "emptyDir at /tmp"),
     ("scratch", SERVER, f"{POD}/volumes", [], "no such volume"),
     ("scratch", RUNTIME, f"-{NODE}/volumes", {"name": "a", "emptyDir": {}}, "sizeLimit"),
