@@ -15,6 +15,7 @@ from typing import Any, Optional  # noqa: E402
 
 from flowloom.cli import INTERRUPTED, UNREAD, USAGE, one_line  # noqa: E402
 from pipelines import clusters  # noqa: E402
+from pipelines.parser import build_parser  # noqa: E402
 
 FOLDER = Path(__file__).parent
 
@@ -101,7 +102,7 @@ def submit(options: argparse.Namespace) -> int:
 
     overrides = _overrides(options)
     compared = changes.names_in(options.if_changed) if options.if_changed else []
-    server = Server(options.host, options.namespace)
+    server = Server(options.host, options.namespace, clusters.current().namespace)
     job = _job(options, overrides)
     if compared:
         found = changes.changed(server, job, compared)
@@ -147,7 +148,7 @@ def schedule(options: argparse.Namespace) -> int:
         )
     overrides = _overrides(options) if declared else {}
     cron = crons.six_fields(options.cron or clusters.current().cron)
-    server = Server(options.host, options.namespace)
+    server = Server(options.host, options.namespace, clusters.current().namespace)
     if options.list:
         for line in schedules.lines(server, options.experiment, label if options.name else ""):
             _say(line)
@@ -231,132 +232,15 @@ def _overrides(options: argparse.Namespace) -> dict[str, Any]:
     return overrides
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of every command."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    summaries = {
-        "run": (run, "run one turn on this machine; the same command resumes it"),
-        "compile": (compile_, "write the pipeline as YAML"),
-        "submit": (submit, "start a run on a Kubeflow Pipelines server"),
-        "schedule": (schedule, "have a server start runs on a schedule"),
-    }
-    for command, (handler, text) in summaries.items():
-        sub = commands.add_parser(command, help=text, description=text)
-        sub.set_defaults(handler=handler)
-        sub.add_argument(
-            "name",
-            metavar="NAME",
-            choices=names(),
-            nargs="?" if command == "schedule" else None,  # none needed to list
-            help=", ".join(names()),
-        )
-        if command != "run":
-            _add_cluster(sub)
-        if command == "compile":
-            sub.add_argument("--out", type=Path, metavar="FILE", help="default: build/NAME.yaml")
-            continue
-        sub.add_argument("--recipe", default="demo", help="default: %(default)s")
-        sub.add_argument(
-            "--set",
-            action="append",
-            default=[],
-            dest="assignments",
-            metavar="STAGE.FIELD=VALUE",
-            help="replace a field of the recipe; repeatable",
-        )
-        {"run": _add_run, "submit": _add_submit, "schedule": _add_schedule}[command](sub)
-    return parser
-
-
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument(
-        "--new-turn", action="store_true", help="start a turn, even with the same key"
-    )
-    which.add_argument(
-        "--turn",
-        type=int,
-        metavar="N",
-        help="run until there is turn N: resume it if it is the latest, start it if it is the next",
-    )
-
-
-def _add_cluster(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--cluster",
-        choices=clusters.CLUSTERS,
-        help=f"whose pools, limits and images; default: {clusters.CLUSTER} or {clusters.DEFAULT}",
-    )
-    parser.add_argument(
-        "--launch",
-        metavar="HOW",
-        help="how training steps run their stage: process, torchrun:N or "
-        "trainjob:NODESxPROCESSES; default: the cluster's",
-    )
-
-
-def _add_server(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--host", metavar="URL", help="default: KFP_HOST; a token is read from KFP_TOKEN"
-    )
-    parser.add_argument(
-        "--namespace", help="of a server with several users; default: KFP_NAMESPACE"
-    )
-    parser.add_argument("--experiment", default="flowloom", help="default: %(default)s")
-
-
-def _add_submit(parser: argparse.ArgumentParser) -> None:
-    _add_server(parser)
-    parser.add_argument(
-        "--run-name",
-        metavar="TEXT",
-        help="default: pipeline, recipe and a digest of arguments, data and code",
-    )
-    parser.add_argument(
-        "--new-turn", action="store_true", help="start a run, even if the same is there"
-    )
-    parser.add_argument(
-        "--if-changed",
-        metavar="NAMES",
-        help="start a run only if the newest one of the same pipeline, recipe and overrides had "
-        "another of these: data,catalogue",
-    )
-    parser.add_argument(
-        "--wait", action="store_true", help="until the run ends; status 1 if it failed"
-    )
-    parser.add_argument(
-        "--timeout-s",
-        type=float,
-        default=86400.0,
-        metavar="SECONDS",
-        help="of --wait; default: %(default)g",
-    )
-
-
-def _add_schedule(parser: argparse.ArgumentParser) -> None:
-    _add_server(parser)
-    parser.add_argument(
-        "--cron",
-        metavar="FIELDS",
-        help="five fields, or six with seconds first, in the time zone of the server's controller "
-        "(see infra/prerequisites.yaml); default: the cluster's",
-    )
-    act = parser.add_mutually_exclusive_group()
-    act.add_argument("--enable", action="store_true", help="have it start runs (again)")
-    act.add_argument("--disable", action="store_true", help="keep it, but have it start none")
-    act.add_argument("--list", action="store_true", help="show schedules; NAME may be left out")
-    act.add_argument("--delete", action="store_true", help="remove it")
-
-
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run a command; returns the exit status."""
-    options = build_parser().parse_args(arguments)
+    handlers = {"run": run, "compile": compile_, "submit": submit, "schedule": schedule}
+    options = build_parser(names()).parse_args(arguments)
     try:
         if options.command != "run":
             clusters.choose(options.cluster, options.launch)
         try:
-            return options.handler(options)
+            return handlers[options.command](options)
         finally:
             sys.stdout.flush()
     except BrokenPipeError:

@@ -43,12 +43,13 @@ class AlreadyThereError(ServerError):
 class Server:
     """A connection, and the real client of its API as `client`."""
 
-    def __init__(self, host: Optional[str] = None, namespace: Optional[str] = None):
+    def __init__(self, host: Optional[str], namespace: Optional[str], default: str):
         """Connect to `host`, or to what the environment names.
 
         Args:
             host: URL; else `KFP_HOST` or `KF_PIPELINES_ENDPOINT`.
-            namespace: Of a server with several users.
+            namespace: Of a server with several users; else `KFP_NAMESPACE`.
+            default: Else this one, if the server says that it has several users.
 
         Raises:
             ServerError: If there is none, or if it does not answer.
@@ -60,7 +61,8 @@ class Server:
             )
         self.host = (host if "://" in host else f"https://{host}").rstrip("/")
         self.client = self.ask("connecting", _client(self.host, namespace))
-        self.namespace = self.client.get_user_namespace() or None
+        several = self.client.health is not None and self.client.health.multi_user
+        self.namespace = self.client.get_user_namespace() or (default if several else None)
 
     def link(self, kind: str, ident: str) -> str:
         """The page of a run (`runs`) or of a schedule (`recurringrun`)."""
@@ -172,13 +174,18 @@ def _client(host: str, namespace: Optional[str]) -> Callable[..., Any]:
     class Client(kfp.Client):
         """kfp's, whose own repetitions (each with a traceback in the log) are left to `Server`."""
 
+        health = None
+        """What the server said of itself; it is asked where no namespace is given."""
+
         def _load_config(self, *arguments: Any, **options: Any) -> Any:
             config = super()._load_config(*arguments, **options)
             config.retries = urllib3.Retry(total=3, connect=0, read=0)
             return config
 
         def get_kfp_healthz(self, sleep_duration: int = 0) -> Any:
-            return self._healthz_api.healthz_service_get_healthz(_request_timeout=TIMEOUTS_S)
+            call = self._healthz_api.healthz_service_get_healthz
+            self.health = call(_request_timeout=TIMEOUTS_S)
+            return self.health
 
     def make(_request_timeout: Any) -> Any:
         with warnings.catch_warnings():

@@ -17,6 +17,21 @@ from urllib.parse import parse_qs, urlsplit
 import yaml
 
 API = "/apis/v2beta1"
+NAME = "continuous_training"
+LABEL = "continuous_training-demo"
+SUBMIT = ["submit", NAME]
+SCHEDULE = ["schedule", NAME, "--cron", "0 3 * * *"]
+
+FAULTS = {
+    "failed": {},
+    "failed after it was done": {"done": True},
+    "failed twice": {"times": 2},
+    "cut off": {"drop": True},
+    "cut off after it was done": {"drop": True, "done": True},
+    "gateway timed out after it was done": {"status": 504, "done": True},
+    "slow, and done after the client left": {"delay_s": 1.0, "done": True},
+}
+"""Ways in which a call may fail, for `KfpServer.fault`."""
 
 
 class Fault:
@@ -41,6 +56,7 @@ class KfpServer:
         self.two_enabled = False
         self.page = 100
         self.token = None
+        self.multi_user = False
         self._lock, self._count = threading.Lock(), 0
 
     def __enter__(self):
@@ -80,9 +96,9 @@ class KfpServer:
     def _routes(self):
         text = r"/([\w-]+)"
         return [
-            ("/healthz", "GET", lambda q, b: (200, {"multi_user": False})),
+            ("/healthz", "GET", lambda q, b: (200, {"multi_user": self.multi_user})),
             ("/experiments", "GET", self._list(self.experiments, "experiments")),
-            ("/experiments", "POST", self._make(self.experiments, "experiment_id", unique=True)),
+            ("/experiments", "POST", self._make_experiment),
             ("/pipelines", "GET", self._list(self.pipelines, "pipelines")),
             ("/pipelines", "POST", self._make(self.pipelines, "pipeline_id", unique=True)),
             ("/pipelines/upload_version", "POST", self._upload),
@@ -133,6 +149,11 @@ class KfpServer:
     def _list_versions(self, query, body, pipeline):
         keep = lambda version: version["pipeline_id"] == pipeline  # noqa: E731
         return self._list(self.versions, "pipeline_versions", keep)(query, body)
+
+    def _make_experiment(self, query, body):
+        if ("namespace" in body) != self.multi_user:
+            return 400, {"code": 3, "message": "InvalidInputError: namespace"}
+        return self._make(self.experiments, "experiment_id", unique=True)(query, body)
 
     def _upload(self, query, body):
         things = {k: v for k, v in self.versions.items() if v["pipeline_id"] == query["pipelineid"]}
@@ -247,3 +268,9 @@ def _handler(server):
             pass
 
     return Handler
+
+
+def only(things):
+    """The one thing that there is."""
+    (thing,) = things.values()
+    return thing

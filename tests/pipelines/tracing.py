@@ -18,10 +18,14 @@ def trace_anew(patch, overlays):
     for name in (clusters.CLUSTER, clusters.LAUNCH):
         patch.setenv(name, "unset")  # so that what a command sets is undone
         patch.delenv(name)
-    traced = ("designer", "generator", "turn", *names())
-    for module in list(sys.modules):
-        if module.startswith("pipelines.") and module.split(".")[1] in traced:
-            patch.delitem(sys.modules, module)
+    traced = ["designer", "generator", "turn", *names(), *(f"{name}.pipeline" for name in names())]
+    for module in traced:
+        patch.setitem(sys.modules, f"pipelines.{module}", None)  # so that the import is undone
+        del sys.modules[f"pipelines.{module}"]
     patch.setattr(clusters, "OVERLAYS", overlays)
-    # It only checks, but walks the call stack, which is deep in a test: a minute in all.
+    trace_fast(patch)
+
+
+def trace_fast(patch):
+    """Spare kfp a check for which it walks the call stack, deep in a test: 15 s for a pipeline."""
     patch.setattr(dsl.PipelineTask, "_ensure_container_spec_exists", lambda task: None)
