@@ -1,6 +1,7 @@
 """Pipelines as they are compiled for each cluster: what their steps ask for."""
 
 import functools
+import os
 import subprocess
 import sys
 import tempfile
@@ -64,9 +65,11 @@ class Step:
 @functools.cache
 def _texts(*clusters: str) -> dict[str, str]:
     """Every compiled pipeline by cluster and name, as `kind-NAME`."""
+    # Of this machine, and in place of what a cluster says.
+    env = {name: value for name, value in os.environ.items() if name != "FLOWLOOM_LAUNCH"}
     with tempfile.TemporaryDirectory() as folder:
         asked = [sys.executable, "-c", _COMPILE, folder, *clusters]
-        ran = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, timeout=240)
+        ran = subprocess.run(asked, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
         assert ran.returncode == 0, ran.stderr
         return {path.stem: path.read_text() for path in sorted(Path(folder).glob("*.yaml"))}
 
