@@ -20,6 +20,7 @@ def train_grpo(
     metrics: dsl.Output[dsl.Metrics],
     summary: dsl.Output[dsl.Markdown],
     start: Optional[dsl.Input[dsl.Model]] = None,
+    launch: str = "process",
 ):
     """Optimise the designer with GRPO against the frozen reward ensemble; nothing is rendered.
 
@@ -35,12 +36,15 @@ def train_grpo(
         metrics: Reward, KL, entropy, validity.
         summary: Metrics, digest and run of the stage, for a person.
         start: Weights of the round before (`train_grpo`) to go on from; else the designer's.
+        launch: `process` (this pod), `torchrun:N`, or `trainjob:NODESxPROCESSES[/cpu]`: a job of
+            Kubeflow Trainer.
     """
-    from flowloom import recipes, stages
+    from flowloom import recipes
+    from flowloom.launch import run
     from flowloom.lifecycle.steps import folders, hand_over
 
     config = recipes.step_config("train_grpo", recipe, overrides, sources)
     inputs = folders(
         catalogue=catalogue, triplets=triplets, designer=designer, reward=reward, start=start
     )
-    hand_over(stages.run("train_grpo", config, inputs), adapter, metrics, summary)
+    hand_over(run("train_grpo", config, inputs, launch), adapter, metrics, summary)

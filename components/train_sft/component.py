@@ -16,6 +16,7 @@ def train_sft(
     designer: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
     summary: dsl.Output[dsl.Markdown],
+    launch: str = "process",
 ):
     """Fine-tune the designer on pairs, then on the best workflow of each prompt.
 
@@ -29,10 +30,13 @@ def train_sft(
         designer: Model folder: weights, vocabulary, tokenizer, configuration.
         metrics: Losses in nats per token, validity.
         summary: Metrics, digest and run of the stage, for a person.
+        launch: `process` (this pod), `torchrun:N`, or `trainjob:NODESxPROCESSES[/cpu]`: a job of
+            Kubeflow Trainer.
     """
-    from flowloom import recipes, stages
+    from flowloom import recipes
+    from flowloom.launch import run
     from flowloom.lifecycle.steps import folders, hand_over
 
     config = recipes.step_config("train_sft", recipe, overrides, sources)
     inputs = folders(catalogue=catalogue, pairs=pairs, triplets=triplets)
-    hand_over(stages.run("train_sft", config, inputs), designer, metrics, summary)
+    hand_over(run("train_sft", config, inputs, launch), designer, metrics, summary)

@@ -13,6 +13,7 @@ def tune_generator(
     generator: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
     summary: dsl.Output[dsl.Markdown],
+    launch: str = "process",
 ):
     """Raise the score of a generator's pictures: pull its velocity toward the better ones.
 
@@ -23,9 +24,12 @@ def tune_generator(
         generator: Tuned checkpoint or LoRA, its record and card, grids before and after, curve.
         metrics: Scores before and after.
         summary: Metrics, digest and run of the stage, for a person.
+        launch: `process` (this pod), `torchrun:N`, or `trainjob:NODESxPROCESSES[/cpu]`: a job of
+            Kubeflow Trainer.
     """
-    from flowloom import recipes, stages
+    from flowloom import recipes
+    from flowloom.launch import run
     from flowloom.lifecycle.steps import hand_over
 
     config = recipes.step_config("tune_generator", recipe, overrides, sources)
-    hand_over(stages.run("tune_generator", config), generator, metrics, summary)
+    hand_over(run("tune_generator", config, launcher=launch), generator, metrics, summary)

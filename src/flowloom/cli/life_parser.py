@@ -55,6 +55,13 @@ def _add_run(commands) -> None:
         default=[],
         help="folder for an input; repeat an input that takes several",
     )
+    run.add_argument(
+        "--launch",
+        metavar="HOW",
+        default="process",
+        help="process, torchrun:N or trainjob:NODESxPROCESSES[/cpu]; the stages before it run here "
+        "(%(default)s)",
+    )
     run.add_argument("--dry-run", action="store_true", help="show what would run, and stop")
     add_json(run)
 

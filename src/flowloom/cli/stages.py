@@ -50,7 +50,7 @@ def run(parsed: Namespace) -> int:
     if parsed.dry_run:
         return _describe(parsed, config, given)
 
-    from flowloom import stages
+    from flowloom import launch
 
     members = given.get("members")
     if members is not None:
@@ -59,7 +59,7 @@ def run(parsed: Namespace) -> int:
     made: dict[str, Any] = dict(given)
     wanted = _wanted(parsed.stage, config)
     inputs = {name: _make(name, parsed.recipe, made) for name in wanted}
-    result = stages.run(parsed.stage, config, {**given, **inputs})
+    result = launch.run(parsed.stage, config, {**given, **inputs}, parsed.launch)
     if is_follower():
         return OK
     if parsed.json:

@@ -7,6 +7,7 @@ and one thing more: when a process fails, the last thing said is which, and its 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 from datetime import UTC, datetime
@@ -26,7 +27,7 @@ def main(request: str, worker: str = WORKER) -> int:
     """Start this machine's processes and wait for them; returns the exit status."""
     die_with_parent()
     # The first process of each machine is shown as it is; the others are asked if they fail.
-    os.environ.setdefault("TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE", "")
+    os.environ.setdefault("TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE", "[${rank}] ")
     os.environ["PYTHONUNBUFFERED"] = "1"
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -57,8 +58,16 @@ def main(request: str, worker: str = WORKER) -> int:
 
 
 def _first(failures: dict[int, ProcessFailure], logs: Path) -> tuple[int, ProcessFailure]:
-    """The process that failed first: what it wrote last is older than its peers' complaints."""
-    rank = min(failures, key=lambda rank: _written_s(_log(logs, failures[rank])))
+    """The process that failed first: what it wrote last is older than its peers' complaints.
+
+    Those that were told to end, as the rest are once one has failed, come last.
+    """
+
+    def order(rank: int) -> tuple[bool, float]:
+        told = failures[rank].exitcode == -signal.SIGTERM
+        return told, _written_s(_log(logs, failures[rank]))
+
+    rank = min(failures, key=order)
     return rank, failures[rank]
 
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient
@@ -193,9 +193,9 @@ def connect(context: str | None = None) -> Api:
             # Said here too: the client reads the variable only once, when it is imported.
             file = os.environ.get("KUBECONFIG")
             config.load_kube_config(file, context, client_configuration=settings)
-            contexts, used = config.list_kube_config_contexts(file)
-            named = [item for item in contexts if item["name"] == context] or [used]
-            namespace = named[0]["context"].get("namespace") or NAMESPACE
+            contexts, used = cast("Any", config.list_kube_config_contexts(file))
+            chosen: Any = next((item for item in contexts if item["name"] == context), used)
+            namespace = chosen["context"].get("namespace") or NAMESPACE
     except (config.ConfigException, OSError) as error:
         raise ApiError("connect", f"no cluster to talk to: {error}") from error
     return Api(client.ApiClient(settings), namespace)

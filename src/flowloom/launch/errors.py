@@ -17,9 +17,7 @@ class LaunchError(ValueError):
     def __init__(self, text: str, lines: Iterable[str] = ()):
         """Say `text`, then the last `lines` of what failed."""
         tail = list(lines)[-NUM_LINES:]
-        super().__init__(
-            "\n  ".join([text + "; its last lines:", *tail] if tail else [text])
-        )
+        super().__init__("\n  ".join([text + "; its last lines:", *tail] if tail else [text]))
 
 
 @contextmanager

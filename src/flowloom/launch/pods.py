@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,8 @@ HOPELESS = (
 )  # fmt: skip
 """Why a container waits where waiting seldom helps."""
 _AGAIN_S = 1.0
+_LAST_READS = 10
+"""Of the log of a pod that has ended, where the API does not answer."""
 
 
 class Pods:
@@ -39,7 +42,7 @@ class Pods:
         Returns:
             Whether it has ended, so that it is worth asking how the job does.
         """
-        uid, phase = pod["metadata"]["uid"], pod.get("status", {}).get("phase")
+        uid, phase = pod["metadata"]["uid"], pod.setdefault("status", {}).get("phase")
         self._seen[uid] = pod
         ended = phase in ("Succeeded", "Failed")
         first = pod["metadata"].get("labels", {}).get(_INDEX_LABEL) == "0"
@@ -91,11 +94,14 @@ class Pods:
         return text, lines
 
     def close(self) -> None:
-        """Show what logs still have to say."""
+        """Begin nothing more: what a log holds now is read, and no more waited for."""
         for log in self._logs.values():
             log.pod_ended.set()
+
+    def wait(self) -> None:
+        """Until logs are shown to their ends."""
         for log in self._logs.values():
-            log.thread.join(10 * _AGAIN_S)
+            log.thread.join(_LAST_READS * _AGAIN_S)
 
     def _latest(self) -> list[dict[str, Any]]:
         """Pods of the job's latest attempt: the runtime may have it start all of them anew."""
@@ -123,17 +129,20 @@ class Log:
         self.thread.start()
 
     def _show(self) -> None:
-        while True:
-            last_time = self.pod_ended.is_set()
+        left = _LAST_READS
+        while left:
+            ended = self.pod_ended.is_set()
+            left -= ended
             try:
                 self._read()
+                if ended:
+                    return
             except ApiError as error:
-                if not error.passes and error.status not in (400, 404):  # too early
+                early = error.status == 400 and not ended
+                if not error.passes and not early:
                     print(f"[launch] log of {self._pod}: {error}", file=sys.stderr, flush=True)
                     return
-            if last_time:
-                return
-            self.pod_ended.wait(_AGAIN_S)
+            (time.sleep if ended else self.pod_ended.wait)(_AGAIN_S)
 
     def _read(self) -> None:
         before = self._shown

@@ -90,7 +90,9 @@ def read(path: Path) -> Request:
     try:
         return Request(**json.loads(path.read_text()))
     except (OSError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"request {path}: got {error}, expected a {FILE} of a run folder") from None
+        raise ValueError(
+            f"request {path}: got {error}, expected a {FILE} of a run folder"
+        ) from None
 
 
 def share(path: Path) -> Path:

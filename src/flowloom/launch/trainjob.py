@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 from flowloom.launch import Launcher
 from flowloom.launch.api import GONE, TRAIN_JOBS, Api, ApiError, connect
@@ -46,7 +46,7 @@ REMOVAL_S = 600.0
 INTERRUPT_S = 20.0
 """To delete the job after an interrupt, before somebody loses patience."""
 
-P, R = ParamSpec("P"), TypeVar("R")
+R = TypeVar("R")
 
 
 def run(run: Run, request: Path, way: Launcher) -> None:
@@ -122,6 +122,7 @@ class Job:
                 end = self._follow(job, pods)
             finally:
                 pods.close()
+            pods.wait()
             if end is None or end["type"] == "Complete":
                 self._wait_for_result()
             if self._run.done:
@@ -138,7 +139,8 @@ class Job:
             if not pods.disrupted:
                 text, lines = pods.failure()
                 said = f"{end.get('reason')}: {end.get('message')}"
-                raise failed(f"{self._run.stage}: {self._where}", lines, text or said)
+                otherwise = "; ".join(filter(None, (said, text)))
+                raise failed(f"{self._run.stage}: {self._where}", lines, otherwise)
             if attempt == MAX_ATTEMPTS:
                 raise LaunchError(
                     f"{self._run.stage}: {self._where} was disrupted {attempt} times; the same "
@@ -196,12 +198,13 @@ class Job:
         selector = f"{JOB_LABEL}={self._name}"
         said, stuck_s = "", None
         while True:
-            listed = self._patiently(self._api.list, POD_KIND, selector)
-            for pod in listed["items"]:
-                pods.see(pod)
+            # In this order: pods are seen as they were once the job had ended.
             now = self._get()
+            listed = self._patiently(self._api.list, POD_KIND, selector)
             if now is None or now["metadata"]["uid"] != job["metadata"]["uid"]:
                 return None
+            for pod in listed["items"]:
+                pods.see(pod)
             end = _end(now)
             if end:
                 return end
@@ -244,12 +247,12 @@ class Job:
         while not self._run.done and time.monotonic() < until_s:
             time.sleep(PAUSE_S)
 
-    def _patiently(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    def _patiently(self, call: Callable[..., R], *args: Any) -> R:
         """Make a call again while the API is away."""
         began_s, pause_s = time.monotonic(), PAUSE_S
         while True:
             try:
-                return call(*args, **kwargs)
+                return call(*args)
             except ApiError as error:
                 if not error.passes:
                     raise
