@@ -7,7 +7,7 @@
 #   RECIPE      recipe of `make demo`
 #   TURN        turn that `make demo` runs until there is one: 2 goes on from the first; default: the latest
 #   ARGS        further arguments for pytest (test, golden), a benchmark (bench) or the replay
-#   IMAGES      which images `make images` builds, of cpu gpu render; default: all
+#   IMAGES      which images `make images` builds, of cpu gpu render; default: all of CLUSTER
 #   REGISTRY    comes before their names, as registry.example.com/team
 #   PUSH        1: push them, and print their digests
 #   CLUSTER     overlay of infra/overlays that is to run them

@@ -32,8 +32,8 @@ HEADER = (
 class Order:
     """What to build, and what becomes of it."""
 
-    targets: tuple[str, ...] = TARGETS
-    """Stages of the Dockerfile."""
+    targets: tuple[str, ...] = ()
+    """Stages of the Dockerfile; none: those that the cluster runs, or all."""
     registry: str | None = None
     """Comes before the names, as `registry.example.com/team`."""
     push: bool = False
@@ -94,7 +94,7 @@ def make(order: Order, root: Path) -> list[Image]:
     build = engine()
     suffix = f"{commit[:12]}-changed" if changed else commit[:12]
     made = []
-    for target in order.targets:
+    for target in order.targets or (run_by(overlay) if overlay else TARGETS):
         plain = f"flowloom/{target}"
         name = f"{order.registry.rstrip('/')}/{plain}" if order.registry else plain
         image = Image(plain=plain, name=name, tags=(__version__, f"{__version__}-{suffix}"))
@@ -185,6 +185,12 @@ def by_digest(overlay: Path) -> bool:
     return any("digest" in entry for entry in entries(overlay))
 
 
+def run_by(overlay: Path) -> list[str]:
+    """Targets of which an overlay runs the images."""
+    names = {entry["name"] for entry in entries(overlay)}
+    return [target for target in TARGETS if f"flowloom/{target}" in names]
+
+
 def write_overlay(overlay: Path, cluster: str, made: list[Image]) -> None:
     """Have an overlay run the images that were made; what it says of others stays."""
     said_now = {entry["name"]: entry for entry in entries(overlay)}
@@ -221,7 +227,9 @@ def run(command: list[str], folder: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Do what the command line says."""
     parser = argparse.ArgumentParser(prog="infra.images", description=__doc__.splitlines()[0])
-    parser.add_argument("targets", nargs="*", help=f"default: {' '.join(TARGETS)}")
+    parser.add_argument(
+        "targets", nargs="*", help=f"of {' '.join(TARGETS)}; default: all of the cluster"
+    )
     parser.add_argument("--registry", help="comes before the names, as registry.example.com/team")
     parser.add_argument("--push", action="store_true", help="send the images to where they belong")
     parser.add_argument("--cluster", help="overlay that is to run them")
@@ -229,7 +237,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--torch-args", default="", help="further pip arguments for cpu's torch")
     parser.add_argument("--gpu-torch-args", default="", help="the same for the others' torch")
     options = vars(parser.parse_args(argv))
-    targets = tuple(options.pop("targets")) or TARGETS
+    targets = tuple(options.pop("targets"))
     if unknown := [name for name in targets if name not in TARGETS]:
         parser.error(f"targets: got {unknown[0]!r}, expected some of {', '.join(TARGETS)}")
     try:

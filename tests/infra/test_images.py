@@ -3,6 +3,7 @@
 - one build per target, from the repository root, with its two tags and the build arguments that are
   its own; names and version are those of `components/images.py`; buildx where there is one;
 - a push sends both tags and takes the digest that belongs to the pushed name, and no other's;
+- without a word on which, all are built, or those that the cluster's overlay runs;
 - an overlay gets name and digest, or without a push the tag with the commit; what it says of images
   that were not built stays; what is written is what pipelines read back;
 - refused with one line, before a build: no docker, no engine, a push of a changed checkout or
@@ -136,6 +137,15 @@ def test_a_build_has_its_target_tags_and_arguments(docker, root):
     ]
     assert docker.asked("buildx", "build") == expected
     assert docker.asked("push") == []
+
+
+def test_a_cluster_says_which_it_runs(docker, root):
+    overlay = images.overlay_file(root, "kind")
+    overlay.parent.mkdir()
+    overlay.write_text("images: [{name: postgres, newTag: '17'}, {name: flowloom/gpu}]")
+    (made,) = images.make(images.Order(cluster="kind"), root)
+    assert made.plain == "flowloom/gpu"
+    assert listed(root, "kind") == [{"name": "postgres", "newTag": "17"}, made.entry]
 
 
 def test_it_is_built_from_the_root_of_the_repository(docker, root):
