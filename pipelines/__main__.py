@@ -237,7 +237,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     handlers = {"run": run, "compile": compile_, "submit": submit, "schedule": schedule}
     options = build_parser(names()).parse_args(arguments)
     try:
-        if options.command != "run":
+        if options.command == "run":
+            clusters.choose_none()
+        else:
             clusters.choose(options.cluster, options.launch)
         try:
             return handlers[options.command](options)

@@ -81,6 +81,12 @@ def choose(name: Optional[str] = None, launch: Optional[str] = None) -> Cluster:
     return current()
 
 
+def choose_none() -> None:
+    """Have pipelines be traced for this machine: whatever the environment says of clusters."""
+    for key in (CLUSTER, LAUNCH):
+        os.environ.pop(key, None)
+
+
 def current() -> Cluster:
     """The cluster that pipelines are traced for.
 

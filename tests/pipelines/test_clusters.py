@@ -189,6 +189,14 @@ def test_another_cluster_is_refused(machine, capsys, monkeypatch):
     assert "FLOWLOOM_CLUSTER: got 'moon', expected one of kind, dev, prod" in error
 
 
+def test_a_local_run_is_for_no_cluster(machine, monkeypatch, capsys):
+    monkeypatch.setenv(clusters.CLUSTER, "prod")
+    monkeypatch.setenv(clusters.LAUNCH, "trainjob:2x4")
+    assert main(["run", NAME, "--turn", "2"]) == 2
+    assert "turn: got 2, expected 1" in capsys.readouterr().err
+    assert (clusters.current().num_parts, clusters.current().launch) == (1, "process")
+
+
 def test_a_job_on_processors_is_launched_on_kind(machine):
     cluster = clusters.choose("kind", "trainjob:2x1/cpu")
     assert (cluster.name, cluster.launch) == ("kind", "trainjob:2x1/cpu")
