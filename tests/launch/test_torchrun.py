@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 
 from flowloom import launch, stages
+from flowloom.cli import main
 from flowloom.launch import request
 from flowloom.launch.errors import LaunchError
 from tests.designer.test_sft import CONFIG
@@ -45,6 +46,11 @@ def test_a_launcher_is_one_word():
     for text in ("", "torchrun", "torchrun:0", "trainjob:2", "trainjob:0x4", "trainjob:2x4/tpu"):
         with pytest.raises(ValueError, match=f"launch: got '{text}', expected process, torchrun"):
             launch.parse(text)
+
+
+def test_the_command_line_refuses_a_launcher_before_anything_runs(capsys):
+    assert main(["run", "train_grpo", "--recipe", "smoke", "--launch", "torchrun"]) == 2
+    assert capsys.readouterr().err.startswith("flowloom run: launch: got 'torchrun', expected")
 
 
 def test_what_cannot_be_launched_is_refused(rehearse, monkeypatch, tmp_path):

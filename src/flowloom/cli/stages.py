@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from flowloom import launch
 from flowloom.cli import OK
 from flowloom.cli.output import print_json, print_table
 from flowloom.config import check, override, parse_assignments, to_dict
@@ -46,11 +47,10 @@ def run(parsed: Namespace) -> int:
     if parsed.stage not in STAGES:
         raise ValueError(f"stage: got {parsed.stage!r}, expected one of {', '.join(STAGES)}")
     config = _config(parsed)
+    launch.parse(parsed.launch)
     given = _given(parsed.input)
     if parsed.dry_run:
         return _describe(parsed, config, given)
-
-    from flowloom import launch
 
     members = given.get("members")
     if members is not None:

@@ -26,8 +26,7 @@ OURS = {"app.kubernetes.io/part-of": "flowloom"}
 ATTEMPT = "flowloom/attempt"
 """Annotation: how often the job was made, a disruption each time but the first."""
 MAX_ATTEMPTS = 10
-PER_PROCESS = {"cpu": (4, ""), "memory": (16, "Gi"), "nvidia.com/gpu": (1, "")}
-"""What a process on a GPU gets: number and unit."""
+GPU = "nvidia.com/gpu"
 DEADLINE_S = 3 * 24 * 3600
 """A job is ended then, should whoever waits for it never come back; another goes on from there."""
 PASSED_ON = ("FLOWLOOM_CODE_DIGEST", "FLOWLOOM_STEP", "FLOWLOOM_TURN", "MLFLOW_RUN_ID")
@@ -79,8 +78,9 @@ def body(run: Run, request: Path, way: Launcher, attempt: int = 1) -> dict[str, 
         "numProcPerNode": way.num_processes,
     }
     if way.device == "gpu":
-        limits = {k: f"{n * way.num_processes}{unit}" for k, (n, unit) in PER_PROCESS.items()}
-        trainer["resourcesPerNode"] = {"limits": limits, "requests": limits}
+        # The trainer merges it into what the runtime asks for.
+        gpus = {GPU: str(way.num_processes)}
+        trainer["resourcesPerNode"] = {"limits": gpus, "requests": gpus}
     return {
         "apiVersion": f"{TRAIN_JOBS.group}/{TRAIN_JOBS.version}",
         "kind": "TrainJob",
