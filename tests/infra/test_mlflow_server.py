@@ -233,6 +233,7 @@ def test_logged_killed_backed_up_and_restored(
         assert server.status_of(**bearer) == 200
         assert server.status_of() == 401
         assert server.status_of(Authorization="Bearer another") == 401
+        assert server.status_of(**bearer, Host="flowloom-mlflow:5000") == 200
         assert server.status_of(**bearer, Host="evil.example.com") == 403
         client = tracking.connect()
         assert os.environ["MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD"] == "false"

@@ -75,6 +75,9 @@ def test_no_token_no_server(monkeypatch):
     monkeypatch.delenv(TOKEN, raising=False)
     with pytest.raises(ValueError, match=f"{TOKEN}: got nothing"):
         app()
+    monkeypatch.setenv(TOKEN, "")
+    with pytest.raises(ValueError, match=f"{TOKEN}: got nothing"):
+        app()
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ import sys
 import pytest
 
 from flowloom import runs
-from flowloom.lifecycle import tracking, turns, versioning
+from flowloom.lifecycle import spool, tracking, turns, versioning
 from flowloom.workflow.catalogue import Catalogue
 
 
@@ -143,6 +143,17 @@ def test_a_dead_tracker_loses_nothing(tracked, make_run, monkeypatch, capsys):
     assert tracking.drain(tracking.Recorder(tracked)) == 0
     (child,) = runs_of(tracked)
     assert child.info.status == "FINISHED"
+
+
+def test_an_entry_that_changed_while_it_was_recorded_stays(make_run, spooled):
+    record(make_run())
+    (path,) = spool.waiting()
+    entry, text = spool.read(path)
+    dataclasses.replace(entry, status="running").leave()
+    spool.remove(path, text)
+    assert spool.read(path)[0].status == "running"
+    spool.remove(path, path.read_text())
+    assert spool.waiting() == []
 
 
 def test_one_bad_entry_does_not_hold_up_the_rest(tracked, make_run, spooled, capsys):
