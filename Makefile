@@ -33,7 +33,7 @@ PIPELINES = $(patsubst pipelines/%/pipeline.py,%,$(wildcard pipelines/*/pipeline
 ARTIFACT := $(BIN)/flowloom artifact
 # `rounds` first: others look at what it trains.
 BENCHMARKS = rounds $(filter-out rounds,$(patsubst benchmarks/%.py,%,$(shell grep -l '^def main' benchmarks/*.py)))
-OVERLAYS = $(notdir $(patsubst %/kustomization.yaml,%,$(wildcard infra/overlays/*/kustomization.yaml)))
+OVERLAYS = $(patsubst infra/overlays/%/kustomization.yaml,%,$(wildcard infra/overlays/*/kustomization.yaml))
 CODE = $(wildcard src tests components pipelines benchmarks infra)
 
 # Busy waiting of OpenMP threads costs far more than it gains; nothing here asks a hub or reports.
