@@ -229,6 +229,9 @@ def test_files_and_tests_that_are_named_exist():
         ]
         assert found, path
         assert not test or f"def {test}(" in found[0].read_text(), (path, test)
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    for test in re.findall(r"`(?:::)?(test_\w+)`", page):
+        assert f"def {test}(" in tests, test
 
 
 def test_the_table_of_sizes_is_what_the_script_prints(capsys):
