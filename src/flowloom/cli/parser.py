@@ -48,7 +48,7 @@ def _add_doctor(commands) -> None:
         "doctor",
         "doctor:doctor",
         "What is installed, reachable, missing",
-        " With --cluster a Kubernetes cluster is looked at, and not this machine. Exit status: 0 "
+        "\nWith --cluster a Kubernetes cluster is looked at, and not this machine. Exit status: 0 "
         "all that\nis needed is there, 1 something is missing.",
     )
     add_catalogue(parser, required=False)
