@@ -57,7 +57,7 @@ from flowloom.evaluation.rendering import JudgedJob, render_and_score
 from flowloom.evaluation.scores import ScoreBook
 from flowloom.evaluation.statistics import paired_interval
 from flowloom.recipes.recipe import Recipe
-from flowloom.render.models import save_catalogue
+from flowloom.render.model_records import save_catalogue
 from flowloom.runs import Run
 from flowloom.score.rubric import get_rubric
 from flowloom.shapes.prompts import PromptSpec, parse, prompt_concepts

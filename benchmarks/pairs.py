@@ -26,7 +26,7 @@ from typing import Any
 from flowloom.dataset.card import read_card
 from flowloom.dataset.config import BuildPairsConfig, PromptsConfig
 from flowloom.dataset.pairs import build_pairs, pair_files, stream_pairs
-from flowloom.render.models import save_catalogue
+from flowloom.render.model_records import save_catalogue
 from flowloom.runs import Run, folder_digest
 from flowloom.shapes.prompts import KINDS
 from flowloom.workflow import Catalogue

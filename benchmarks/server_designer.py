@@ -32,7 +32,7 @@ from flowloom.designer.loading import load_policy
 from flowloom.designer.rollout import rollout
 from flowloom.designer.sft import is_valid
 from flowloom.recipes import stage_config
-from flowloom.render.models import save_catalogue
+from flowloom.render.model_records import save_catalogue
 from flowloom.workflow import Catalogue, Grammar, Workflow, decode, encode
 from flowloom.workflow.profile import text_to_image
 

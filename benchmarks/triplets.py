@@ -37,7 +37,8 @@ from flowloom.config import parse_assignments
 from flowloom.dataset.config import BuildPairsConfig
 from flowloom.dataset.pairs import build_pairs
 from flowloom.recipes import stage_config
-from flowloom.render.models import ModelStore, save_catalogue
+from flowloom.render.model_records import save_catalogue
+from flowloom.render.models import ModelStore
 from flowloom.runs import Run
 
 NUM_PROCESSES = 2

@@ -14,7 +14,7 @@ from flowloom.designer.baselines import prompt_similarity
 from flowloom.designer.design import Budget, Designer
 from flowloom.designer.extension import file_heirs
 from flowloom.designer.policy import Policy
-from flowloom.render.models import save_catalogue
+from flowloom.render.model_records import save_catalogue
 from flowloom.runs import write_json
 from flowloom.workflow import decode, random_workflows, validate
 from tests.designer.tiny import PROMPTS, files_of

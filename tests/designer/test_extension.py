@@ -15,7 +15,7 @@ from flowloom.designer.extension import carry_adapter, file_heirs, load_extended
 from flowloom.designer.loading import load_pair
 from flowloom.designer.policy import Policy
 from flowloom.designer.sft import train_sft
-from flowloom.render.models import save_catalogue
+from flowloom.render.model_records import save_catalogue
 from flowloom.runs import Run, write_json
 from flowloom.workflow import Catalogue
 from tests.designer.tiny import TINY

@@ -12,7 +12,7 @@ from flowloom.dataset.triplets import schema
 from flowloom.designer.baselines import stored_policies
 from flowloom.designer.config import PolicyConfig
 from flowloom.designer.policy import Policy
-from flowloom.render.models import save_catalogue
+from flowloom.render.model_records import save_catalogue
 from flowloom.reward.calibration import calibrate_reward
 from flowloom.reward.config import CalibrationConfig, NetworkConfig, RewardConfig
 from flowloom.reward.member import train_reward

@@ -16,19 +16,13 @@ from torch import nn
 from flowloom.config import override
 from flowloom.generator.card import CARD, IMAGES, write_card
 from flowloom.generator.config import PublishGeneratorConfig, TuneGeneratorConfig
-from flowloom.generator.export import (
-    FILES,
-    Exported,
-    export,
-    lora_name,
-    merged,
-    read_files,
-    sd3_record,
-)
+from flowloom.generator.export import export, lora_name, merged, sd3_record
+from flowloom.generator.exported import FILES, Exported, read_files
 from flowloom.generator.lora_config import LoRAConfig
 from flowloom.generator.publish import publish_generator
 from flowloom.render.engine import Engine, RenderJob
-from flowloom.render.models import CATALOGUE_FILE, ModelStore, file_record
+from flowloom.render.model_records import CATALOGUE_FILE, file_record
+from flowloom.render.models import ModelStore
 from flowloom.runs import Run, folder_digest
 from flowloom.shapes.model import load, save
 from flowloom.workflow import Catalogue, Grammar, ModelFile, random_workflows, validate

@@ -3,7 +3,8 @@
 import torch
 
 from flowloom.generator import source
-from flowloom.render.models import ModelStore, file_record
+from flowloom.render.model_records import file_record
+from flowloom.render.models import ModelStore
 from flowloom.shapes.model import ShapesConfig, ShapesModel, save
 from flowloom.workflow import Catalogue
 

@@ -15,7 +15,8 @@ from flowloom.cli import main
 from flowloom.render import files
 from flowloom.render.engine import Engine, RenderJob
 from flowloom.render.inputs import MAX_TEXT_LENGTH
-from flowloom.render.models import ModelStore, file_record, save_catalogue
+from flowloom.render.model_records import file_record, save_catalogue
+from flowloom.render.models import ModelStore
 from flowloom.shapes import model as shapes_model
 from flowloom.shapes.model import ShapesConfig, ShapesModel, save
 from flowloom.workflow import Workflow

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from flowloom.render.models import file_record, save_catalogue
+from flowloom.render.model_records import file_record, save_catalogue
 from flowloom.shapes.model import ShapesConfig, ShapesModel, save
 from flowloom.shapes.upscaler import Upscaler, save_upscaler
 from flowloom.workflow import Catalogue, Workflow

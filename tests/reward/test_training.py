@@ -20,7 +20,7 @@ import torch
 
 from flowloom.dataset.tables import write_table
 from flowloom.dataset.triplets import schema
-from flowloom.render.models import save_catalogue
+from flowloom.render.model_records import save_catalogue
 from flowloom.reward import member as member_module
 from flowloom.reward.calibration import calibrate_reward
 from flowloom.reward.config import CalibrationConfig, NetworkConfig, RewardConfig

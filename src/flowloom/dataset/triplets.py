@@ -27,11 +27,10 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from flowloom.dataset.cells import CALIBRATION, Pairs, Rendered, Template
+from flowloom.dataset.cells import Pairs, Rendered, Template
 from flowloom.dataset.config import BuildTripletsConfig, PromptsConfig, check_part
 from flowloom.dataset.designed import DesignedPlan
 from flowloom.dataset.pairs import stream_pairs
@@ -40,7 +39,12 @@ from flowloom.dataset.prompts import Prompt, as_prompts, draw_unrendered, list_p
 from flowloom.dataset.scoring import Scored, Scorer
 from flowloom.dataset.shards import PART_FILE, Round, Scores, Shard, ShardFiles
 from flowloom.dataset.splits import HELD_OUT_WORKFLOW, TRAIN
-from flowloom.dataset.tables import read_table
+from flowloom.dataset.triplet_files import (
+    load,
+    load_calibration_prompts,
+    load_prompts,
+    load_unrendered_prompts,
+)
 from flowloom.dataset.triplet_rows import Rows, make_card, schema, shard_schema
 from flowloom.render.pool import RenderPool
 from flowloom.runs import Run, write_json
@@ -52,7 +56,14 @@ SECONDS_FILE = "shard_seconds.jsonl"
 FILES_FILE = "files.json"
 """Model files, by "folder/name", to their sha256."""
 
-__all__ = ["build_triplets", "load", "load_prompts", "load_unrendered_prompts", "schema"]
+__all__ = [
+    "build_triplets",
+    "load",
+    "load_calibration_prompts",
+    "load_prompts",
+    "load_unrendered_prompts",
+    "schema",
+]
 
 
 def build_triplets(
@@ -159,54 +170,6 @@ def read_templates(path: Path, catalogue: Catalogue, per_prompt: int) -> Pairs:
         ]
         for prompt, found in rows.items()
     }
-
-
-def load(path: str | Path, split: str | None = None) -> dict[str, list[Any]]:
-    """Columns of the triplets, one row per render.
-
-    Args:
-        path: The folder of `build_triplets`, or one of its Parquet files.
-        split: `train`, `held_out_workflow` or `calibration`; None for all.
-
-    Returns:
-        cell, prompt, kind, workflow (API JSON of the template), fingerprint, seed, score, each term
-        of the rubric by name, flops, split, origin.
-
-    Raises:
-        ValueError: There is no such file, or the split is empty.
-    """
-    path = Path(path)
-    files = sorted(path.glob("triplets*.parquet")) if path.is_dir() else [path]
-    if not files or not all(file.is_file() for file in files):
-        raise ValueError(f"triplets: got {str(path)!r}, expected the folder of build_triplets")
-    columns: dict[str, list[Any]] = {}
-    for file in files:
-        for name, values in read_table(file).items():
-            columns.setdefault(name, []).extend(values)
-    if split is None:
-        return columns
-    kept = [row for row, value in enumerate(columns["split"]) if value == split]
-    if not kept:
-        known = ", ".join(sorted(set(columns["split"])))
-        raise ValueError(f"split: got {split!r}, expected one of {known}")
-    return {name: [values[row] for row in kept] for name, values in columns.items()}
-
-
-def load_prompts(path: str | Path) -> list[dict[str, str]]:
-    """Held-out prompts, `[{"prompt", "kind"}]`, kinds in turn: any prefix is balanced."""
-    return json.loads((Path(path) / "prompts.json").read_text())
-
-
-def load_unrendered_prompts(path: str | Path) -> list[dict[str, str]]:
-    """Train prompts that no triplet need have, `[{"prompt", "kind"}]`, kinds in turn."""
-    return json.loads((Path(path) / "unrendered_prompts.json").read_text())
-
-
-def load_calibration_prompts(path: str | Path) -> list[dict[str, str]]:
-    """The prompts that the ensemble is calibrated on, `[{"prompt", "kind"}]`, each once."""
-    columns = load(path, CALIBRATION)
-    kinds = dict(zip(columns["prompt"], columns["kind"], strict=True))
-    return [{"prompt": prompt, "kind": kind} for prompt, kind in kinds.items()]
 
 
 class _Renderer:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flowloom.dataset.tokenizer import split_words
-from flowloom.dataset.triplets import load
+from flowloom.dataset.triplet_files import load
 from flowloom.designer.selection import best_cells, shrunk_means
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flowloom.generator.config import TuneGeneratorConfig
-from flowloom.generator.export import CHECKPOINT, LORA, Exported
+from flowloom.generator.exported import CHECKPOINT, LORA, Exported
 from flowloom.workflow import ModelFile
 
 CARD = "README.md"

@@ -3,36 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
 
 from flowloom.generator.adapters import Adapter
+from flowloom.generator.exported import CHECKPOINT, FILES, FOLDERS, LORA, Exported
 from flowloom.generator.lora_file import write_lora
 from flowloom.render.files import check_name
-from flowloom.render.models import file_record
+from flowloom.render.model_records import file_record
 from flowloom.runs import write_json
 from flowloom.shapes.model import ShapesModel, save
 from flowloom.workflow import ModelFile
 
-FILES = "files.json"
-CHECKPOINT, LORA = "checkpoint", "lora"
-FOLDERS = {CHECKPOINT: "checkpoints", LORA: "loras"}
 # ComfyUI's names for SD3 models, by layers and whether some have a second attention.
 _SD3_FAMILIES = {(24, False): "sd3-medium", (24, True): "sd35-medium", (38, False): "sd35-large"}
 _SD3_LICENCE = "stabilityai-ai-community"
-
-
-@dataclasses.dataclass(frozen=True)
-class Exported:
-    """What `export` wrote."""
-
-    files: tuple[ModelFile, ...]
-    """The records of the files, the checkpoint's first."""
-    base: ModelFile
-    """The record of what was tuned."""
 
 
 def export(
@@ -96,29 +83,6 @@ def sd3_record(name: str, num_layers: int, dual_attention_layers: Sequence[int])
     """
     family = _SD3_FAMILIES.get((num_layers, bool(dual_attention_layers)), "")
     return ModelFile("", name, "", family, CHECKPOINT, _SD3_LICENCE)
-
-
-def read_files(folder: Path) -> dict[str, tuple[ModelFile, Path]]:
-    """What `export` wrote, by role: records and where the files lie, their bytes checked.
-
-    Raises:
-        ValueError: A file is missing, or is not what its record says.
-    """
-    records = [ModelFile(**record) for record in json.loads((folder / FILES).read_text())]
-    files = {}
-    for record in records:
-        path = folder / "models" / record.folder / record.name
-        if not path.is_file():
-            raise ValueError(f"generator: got no file {path}, expected what {FILES} names")
-        facts = {name: getattr(record, name) for name in ("family", "role", "licence", "card")}
-        found = file_record(path, record.folder, **facts)
-        if found != record:
-            raise ValueError(
-                f"{path}: got sha256 {found.sha256[:12]}, expected {record.sha256[:12]} as in "
-                f"{FILES}"
-            )
-        files[record.role] = (record, path)
-    return files
 
 
 def _record(path: Path, role: str, base: ModelFile, card: str) -> ModelFile:

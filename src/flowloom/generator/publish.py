@@ -9,8 +9,8 @@ from pathlib import Path, PurePath
 
 from flowloom.generator.card import CARD
 from flowloom.generator.config import PublishGeneratorConfig
-from flowloom.generator.export import FILES, read_files
-from flowloom.render.models import CATALOGUE_FILE, save_catalogue
+from flowloom.generator.exported import FILES, read_files
+from flowloom.render.model_records import CATALOGUE_FILE, save_catalogue
 from flowloom.runs import Run
 from flowloom.workflow import Catalogue, ModelFile
 

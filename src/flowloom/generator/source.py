@@ -9,7 +9,8 @@ from pathlib import Path
 
 from flowloom.generator.adapters import Adapter
 from flowloom.generator.config import TuneGeneratorConfig
-from flowloom.generator.export import CHECKPOINT, FOLDERS, Exported, export, sd3_record
+from flowloom.generator.export import export, sd3_record
+from flowloom.generator.exported import CHECKPOINT, FOLDERS, Exported
 from flowloom.generator.velocity import Generator, ShapesFlow
 from flowloom.processes import Processes
 from flowloom.render.models import ModelStore

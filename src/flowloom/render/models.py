@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gzip
-import hashlib
-import json
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,12 +12,11 @@ import torch
 from torch import Tensor
 
 from flowloom.render.files import check_name, read_checkpoint, read_lora, read_upscaler
+from flowloom.render.model_records import CATALOGUE_FILE, file_sha256
 from flowloom.runs import data_dir
 from flowloom.shapes.model import ShapesModel, apply_lora
 from flowloom.shapes.upscaler import Upscaler
-from flowloom.workflow import Catalogue, ModelFile
-
-CATALOGUE_FILE = "catalogue.json.gz"
+from flowloom.workflow import Catalogue
 
 
 class Part(NamedTuple):
@@ -145,7 +141,7 @@ class ModelStore:
         places = [root / folder / name for root in self.roots]
         found = [place for place in places if place.is_file()]
         for place in found:
-            if _sha256(place) == file.sha256:
+            if file_sha256(place) == file.sha256:
                 return place
         if not found:
             raise ValueError(
@@ -153,8 +149,8 @@ class ModelStore:
                 "`make data` fetches the shipped models, FLOWLOOM_DATA names another data folder"
             )
         raise ValueError(
-            f"{found[0]}: got sha256 {_sha256(found[0])[:12]}, expected {file.sha256[:12]} as in "
-            "the catalogue; `dvc checkout --force` restores the shipped models"
+            f"{found[0]}: got sha256 {file_sha256(found[0])[:12]}, expected {file.sha256[:12]} as "
+            "in the catalogue; `dvc checkout --force` restores the shipped models"
         )
 
     def checkpoint(self, name: str) -> ShapesModel:
@@ -233,19 +229,3 @@ class ModelStore:
                 for part, other in zip(parts, others, strict=True):
                     parameter.add_(other, alpha=part.share)
         return merged
-
-
-def save_catalogue(path: str | Path, catalogue: Catalogue) -> None:
-    """Write a catalogue as .json.gz whose bytes depend on its content only."""
-    text = json.dumps(catalogue.to_json(), sort_keys=False).encode()
-    Path(path).write_bytes(gzip.compress(text, mtime=0))
-
-
-def file_record(path: Path, folder: str, **facts: str) -> ModelFile:
-    """The catalogue's record of a model file on disk."""
-    return ModelFile(folder=folder, name=path.name, sha256=_sha256(path), **facts)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -24,15 +24,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.optimize
-import scipy.sparse as sp
 from torch import Tensor
 
 from flowloom.dataset.tokenizer import PAD_ID
 from flowloom.reward.config import GatesConfig
 from flowloom.reward.features import FILE_SPAN, WORD_SPAN, Features, fact_key, word_key
+
+# Only what fits gates imports scipy, inside: it takes half a second.
+if TYPE_CHECKING:
+    import scipy.sparse as sp
 
 MAX_ITERATIONS, MEMORY = 300, 20
 """Steps of L-BFGS, and how many of them it remembers; twice the steps change no score by .01."""
@@ -80,6 +83,8 @@ class Facts:
             workflow_of_R: Workflow of each render.
             config: Penalties by sort; None leaves a sort out.
         """
+        import scipy.sparse as sp
+
         words = [np.unique([PAD_ID, *ids]) for ids in ids_PL.tolist()]
         flows = [_flow_facts(flow, config) for flow in workflows]
         wants_base, wants_extra = config.file_word is not None, config.extra_word is not None
@@ -122,6 +127,9 @@ def fit(facts: Facts, scores_R: np.ndarray, weights_R: np.ndarray) -> Gates:
         scores_R: Scores in [0, 1].
         weights_R: How often each render counts.
     """
+    import scipy.optimize
+    import scipy.sparse as sp
+
     scale_C = facts.penalties_C**-0.5
     scaled_RC = facts.values_RC @ sp.diags(scale_C)
     suits_C = of_words(facts.keys_C)
