@@ -4,8 +4,9 @@
 
 `python -m pipelines run continuous_training` in a fresh home, then again, then its stages one after
 another in one process through `flowloom.stages`. All figures are of one run on this machine, so
-compare the ratios. `--quick` takes the recipe `smoke`. Status 1 where an artifact of the peer
-differs.
+compare the ratios. `--quick` measures the same of `tune_generator` with the recipe `smoke`, whose
+stages take seconds: its ratios are those of start-up, not of a turn. Status 1 where an artifact of
+the peer differs.
 
 start-up    of a step: its process, imports, reading; what is not the stage's own seconds
 overhead    the command's seconds over those of the stages; over those of the one process, which
@@ -25,14 +26,16 @@ from pathlib import Path
 
 from flowloom.runs import code_digest
 
-COMMAND = ("pipelines", "run", "continuous_training", "--recipe")
+WHOLE, QUICK = ("continuous_training", "demo"), ("tune_generator", "smoke")
+"""Pipeline and recipe."""
 
 
 def environment(home):
     """Variables of a command that works in `home`."""
     # One digest for all: an edit while this runs would start other runs.
     own = {"FLOWLOOM_HOME": str(home), "FLOWLOOM_CODE_DIGEST": code_digest()}
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "FLOWLOOM_T"))}
+    strange = ("MLFLOW_", "FLOWLOOM_T", "FLOWLOOM_WEBHOOK")
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(strange)}
     return {**inherited, "OMP_WAIT_POLICY": "passive", **own}
 
 
@@ -107,7 +110,7 @@ def _digests(inputs):
 
 
 def _is_list(stage, name):
-    return name in ("members", "training")
+    return name in ("members", "training", "parts")
 
 
 def peer(recipe, finished, home):
@@ -130,12 +133,13 @@ def peer(recipe, finished, home):
     return time.perf_counter() - started_s, json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(recipe, folder):
-    """All figures of a recipe."""
+def measure(pipeline, recipe, folder):
+    """All figures of a pipeline with a recipe."""
     home = folder / "pipeline"
-    first_s = call(home, *COMMAND, recipe)
+    command = ("pipelines", "run", pipeline, "--recipe", recipe)
+    first_s = call(home, *command)
     record, steps = turn(home)
-    again_s = call(home, *COMMAND, recipe)
+    again_s = call(home, *command)
     peer_s, differ = peer(recipe, home, folder / "peer")
     walls = record["seconds"]
     inside = {step["step"]: step["stage_s"] for step in steps}
@@ -151,6 +155,7 @@ def measure(recipe, folder):
         json.loads(p.read_text())["seconds"] for p in folder.glob("peer/runs/*/*/timing.json")
     ]
     return {
+        "pipeline": pipeline,
         "recipe": recipe,
         "steps": sorted(rows, key=lambda row: -row["wall_s"]),
         "before_s": walls["before"],
@@ -169,6 +174,7 @@ def measure(recipe, folder):
 
 def show(found):
     """Print a table."""
+    print(f"{found['pipeline']}, recipe {found['recipe']}")
     print(f"{'step':28} {'seconds':>8} {'stage':>8} {'start-up':>9}")
     for row in found["steps"]:
         start_s = row["wall_s"] - row["stage_s"]
@@ -186,12 +192,13 @@ def show(found):
 def main():
     """Print a table, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--recipe", default="demo", help="default: %(default)s")
-    parser.add_argument("--quick", action="store_true", help="recipe smoke")
+    parser.add_argument("--recipe", default=WHOLE[1], help="default: %(default)s")
+    parser.add_argument("--quick", action="store_true", help="{} with recipe {}".format(*QUICK))
     parser.add_argument("--json", action="store_true", help="print JSON")
     parsed = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = measure("smoke" if parsed.quick else parsed.recipe, Path(folder))
+        chosen = QUICK if parsed.quick else (WHOLE[0], parsed.recipe)
+        found = measure(*chosen, Path(folder))
     if parsed.json:
         print(json.dumps(found))
     else:
