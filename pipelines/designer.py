@@ -16,7 +16,7 @@ from components.train_grpo import train_grpo
 from components.train_reward import train_reward
 from components.train_sft import train_sft
 from pipelines import clusters
-from pipelines.resources import cpu_step, render_step, train_step
+from pipelines.resources import cpu_step, launch, render_step, train_step
 from pipelines.turn import Begun
 
 MEMBERS = [0, 1, 2]
@@ -100,18 +100,19 @@ def train_designer(
     triplets = render_triplets(earlier=earlier, proposals=proposals, **source)
     given = {"catalogue": catalogue, "triplets": triplets, **chosen}
 
-    supervised = train_step(train_sft(pairs=pairs, **given))
+    how = {"launch": launch()}
+    supervised = train_step(train_sft(pairs=pairs, **how, **given))
     designer = supervised.outputs["designer"]
     _, calibrated = fit_reward(members, given, repeat=1)
     reward = calibrated.outputs["reward"]
-    optimised = train_step(train_grpo(designer=designer, reward=reward, **given))
+    optimised = train_step(train_grpo(designer=designer, reward=reward, **how, **given))
     first = optimised.outputs["adapter"]
 
     triplets = render_triplets(repeat=2, earlier=triplets, proposals=first, **source)
     given = {"catalogue": catalogue, "triplets": triplets, **chosen}
     trained, calibrated = fit_reward(members, given, repeat=2)
     reward = calibrated.outputs["reward"]
-    further = train_grpo(designer=designer, reward=reward, start=first, **given)
+    further = train_grpo(designer=designer, reward=reward, start=first, **how, **given)
     adapter = train_step(further, repeat=2).outputs["adapter"]
     # Collected is used up by the step it is given to (kfp 2.17): one for each.
     ensemble = dsl.Collected(trained.outputs["trained"])

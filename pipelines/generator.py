@@ -6,7 +6,7 @@ from kfp import dsl
 
 from components.publish_generator import publish_generator
 from components.tune_generator import tune_generator
-from pipelines.resources import cpu_step, train_step
+from pipelines.resources import cpu_step, launch, train_step
 
 
 class Tuned(NamedTuple):
@@ -18,7 +18,7 @@ class Tuned(NamedTuple):
 
 def tuned_and_published(chosen: dict[str, Any], **earlier: Any) -> Tuned:
     """Tune a generator; add it to the catalogue, to that of an earlier turn if `earlier` is one."""
-    generator = train_step(tune_generator(**chosen)).outputs["generator"]
+    generator = train_step(tune_generator(launch=launch(), **chosen)).outputs["generator"]
     published = cpu_step(publish_generator(generator=generator, **earlier, **chosen))
     return Tuned(generator, published.outputs["catalogue"])
 
