@@ -32,7 +32,6 @@ from flowloom.lifecycle.gate import gate
 from tests.infra.containers import ROOT, command
 from tests.infra.postgres import postgres
 
-pytest_plugins = ["tests.lifecycle.conftest"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 START_S = 300.0
