@@ -1,7 +1,7 @@
 """What a retraining of so many renders takes: arithmetic, nothing is rendered.
 
-Every figure is an argument, so that yours can stand in its place. Measured are `--stage-frac`,
-`--row-bytes` and `--database-rows` (docs/log.md); the others are assumptions.
+Every figure is an argument, so that yours can stand in its place. Measured, in the embedded world
+alone, are `--stage-frac`, `--row-bytes` and `--database-rows` (docs/log.md); others are assumptions.
 
     python -m benchmarks.sizes [--renders N ...] [--seconds-per-render S] [--price P] [--json]
 
@@ -43,11 +43,11 @@ class Assumptions:
     price: float = 1.0
     """Of one GPU hour, in any currency."""
     row_bytes: float = 85.0
-    """Bytes of a render in the triplets' Parquet. Measured: 71 (demo) to 86 (bench)."""
+    """Bytes of a render in the triplets' Parquet. Measured: 69 to 90, with embedded workflows."""
     picture_mb: float = 1.5
     """MB of one PNG. Assumed; no stage keeps the pictures that it scores."""
-    database_rows: int = 2140
-    """Rows that a turn adds to MLflow's database. Measured; renders do not change it."""
+    database_rows: int = 4626
+    """Rows that a turn adds to MLflow's database: one of `demo`. They grow with logged steps."""
 
 
 def sizes(renders: int, given: Assumptions) -> dict[str, float]:
