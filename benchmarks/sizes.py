@@ -1,7 +1,7 @@
 """What a retraining of so many renders takes: arithmetic, nothing is rendered.
 
 Every figure is an argument, so that yours can stand in its place. Measured, in the embedded world
-alone, are `--stage-frac`, `--row-bytes` and `--database-rows` (docs/log.md); others are assumptions.
+alone, are `--stage-frac`, `--row-bytes` and `--database-rows` (docs/log.md); the rest is assumed.
 
     python -m benchmarks.sizes [--renders N ...] [--seconds-per-render S] [--price P] [--json]
 
