@@ -37,10 +37,10 @@ class Cluster:
     """GPUs of a step that trains or renders."""
     num_parts: int = 1
     """Steps that render at the same time, each its part of the triplets' shards."""
-    cpu: str = "4"
-    """Cores of a step that trains or renders."""
-    memory: str = "16Gi"
-    """Memory of a step that trains or renders."""
+    num_cpus: int = 4
+    """Cores of a step that trains or renders; under torchrun, of each of its processes."""
+    memory_gib: int = 16
+    """Memory of such a step, or of each such process."""
     launch: str = "process"
     """How a training step runs its stage, as in `flowloom.launch`; a TrainJob has nodes of its own,
     so that the step asks for no GPU."""
@@ -53,7 +53,7 @@ class Cluster:
 CLUSTERS = {
     cluster.name: cluster
     for cluster in (
-        Cluster(name="kind", num_gpus=0, cpu="1", memory="3Gi"),
+        Cluster(name="kind", num_gpus=0, num_cpus=1, memory_gib=3),
         Cluster(name="dev", training_pool="gpu", rendering_pool="gpu"),
         Cluster(
             name="prod",

@@ -65,23 +65,22 @@ def cpu_step(
 def render_step(task: PipelineTask, repeat: int = 1) -> PipelineTask:
     """A step that renders, on the cluster's pool for it."""
     cluster = clusters.current()
-    return _heavy_step(task, cluster.rendering_pool, cluster.num_gpus, repeat)
+    return _heavy_step(task, cluster.rendering_pool, repeat)
 
 
 def train_step(task: PipelineTask, repeat: int = 1) -> PipelineTask:
     """A step that trains, on the cluster's pool for it.
 
     One that takes `launch` is given the cluster's, see below. If that is a TrainJob, the step only
-    starts and follows it, and so asks for no GPU itself; under torchrun it has one per process.
+    starts and follows it, so that it asks for no GPU; under torchrun it has room for each process.
     """
     cluster = clusters.current()
     if "launch" not in (task.component_spec.inputs or {}):
-        return _heavy_step(task, cluster.training_pool, cluster.num_gpus, repeat)
+        return _heavy_step(task, cluster.training_pool, repeat)
     launcher = launching.parse(cluster.launch)
     if launcher.kind == "trainjob":
         return _step(task, LIGHT_CPU, LIGHT_MEMORY, repeat, image=CPU_IMAGE)
-    num_gpus = cluster.num_gpus * launcher.num_processes
-    return _heavy_step(task, cluster.training_pool, num_gpus, repeat)
+    return _heavy_step(task, cluster.training_pool, repeat, launcher.num_processes)
 
 
 def launch() -> str:
@@ -90,13 +89,15 @@ def launch() -> str:
 
 
 def _heavy_step(
-    task: PipelineTask, pool: Optional[str], num_gpus: int, repeat: int
+    task: PipelineTask, pool: Optional[str], repeat: int, num_processes: int = 1
 ) -> PipelineTask:
     """A step on the GPUs of a pool, which keeps other pods away by a taint."""
     cluster = clusters.current()
-    if not num_gpus:
-        return _step(task, cluster.cpu, cluster.memory, repeat, image=CPU_IMAGE)
-    _step(task, cluster.cpu, cluster.memory, repeat)
+    cpu, memory = f"{cluster.num_cpus * num_processes}", f"{cluster.memory_gib * num_processes}Gi"
+    if not cluster.num_gpus:
+        return _step(task, cpu, memory, repeat, image=CPU_IMAGE)
+    _step(task, cpu, memory, repeat)
+    num_gpus = cluster.num_gpus * num_processes
     task.set_accelerator_type(GPU_RESOURCE).set_accelerator_limit(num_gpus)
     if pool:
         k8s.add_node_selector(task, label_key=POOL_LABEL, label_value=pool)

@@ -53,7 +53,7 @@ class KfpServer:
         self.experiments, self.pipelines, self.versions = {}, {}, {}
         self.runs, self.recurring, self.packages = {}, {}, {}
         self.faults, self.asked, self.states = [], [], {}
-        self.two_enabled = False
+        self.two_enabled, self.delayed = False, 0
         self.page = 100
         self.token = None
         self.multi_user = False
@@ -77,6 +77,11 @@ class KfpServer:
     def fault(self, *arguments, **options):
         """Script a fault."""
         self.faults.append(Fault(*arguments, **options))
+
+    def settle(self):
+        """Wait for what is still to be done for clients that left."""
+        while self.delayed:
+            time.sleep(0.01)
 
     def script(self, *states):
         """States that every run goes through, one at each look; the last stays."""
@@ -233,9 +238,11 @@ def _handler(server):
                 return self._send(*server.answer(self.command, url.path, query, body))
             fault = found[0]
             fault.times -= 1
+            server.delayed += 1
             time.sleep(fault.delay_s)
             if fault.done:
                 server.answer(self.command, url.path, query, body)
+            server.delayed -= 1
             if fault.drop:
                 self.close_connection = True
                 return None

@@ -100,6 +100,40 @@ def test_a_failed_run_is_tried_again_and_an_archived_one_forgotten(kfp_server, c
     assert names[2] == names[0]
 
 
+def test_the_next_attempt_comes_after_the_last_even_if_one_between_is_archived(kfp_server):
+    for _ in range(3):
+        main([*SUBMIT, "--new-turn"])
+    first, second, _ = kfp_server.runs.values()
+    second["storage_state"] = "ARCHIVED"
+    main([*SUBMIT, "--new-turn"])
+    names = [run["display_name"] for run in kfp_server.runs.values()]
+    assert names[3] == f"{first['display_name']}-4"
+
+
+def test_an_archived_experiment_is_refused(kfp_server, capsys):
+    main(SUBMIT)
+    only(kfp_server.experiments)["storage_state"] = "ARCHIVED"
+    assert main([*SUBMIT, "--new-turn"]) == 2
+    assert "experiment flowloom: is archived; restore it" in capsys.readouterr().err
+    assert len(kfp_server.runs) == 1
+
+
+def test_somebody_elses_run_is_not_taken_for_the_one_that_failed_to_start(kfp_server, monkeypatch):
+    answer = kfp_server.answer
+
+    def theirs_first(method, path, query, body):
+        if (method, path.endswith("/runs")) == ("POST", True) and not kfp_server.runs:
+            answer(method, path, query, body | {"description": "by hand"})
+            return 500, {"message": "scripted fault"}
+        return answer(method, path, query, body)
+
+    monkeypatch.setattr(kfp_server, "answer", theirs_first)
+    assert main(SUBMIT) == 0
+    descriptions = [run["description"] for run in kfp_server.runs.values()]
+    assert descriptions[0] == "by hand"
+    assert descriptions[1].startswith("flowloom run ")
+
+
 def test_a_name_that_is_taken_is_refused(kfp_server, capsys):
     main([*SUBMIT, "--run-name", "nightly"])
     main([*SUBMIT, "--run-name", "nightly"])
@@ -202,14 +236,39 @@ def test_a_submission_with_a_fault_is_neither_lost_nor_doubled(
         request.getfixturevalue("impatient")
     kfp_server.fault("POST", path, **FAULTS[fault])
     assert main(SUBMIT) == 0
+    kfp_server.settle()
     for things in (kfp_server.experiments, kfp_server.pipelines, kfp_server.versions):
         assert len(things) == 1
     assert len(kfp_server.runs) == 1
     assert kfp_server.faults[0].times == 0
 
 
-def test_a_creation_that_timed_out_is_not_repeated(kfp_server, capsys):
-    kfp_server.fault("POST", "/runs$", status=504)
+@pytest.mark.parametrize("path", ["/experiments", "/pipelines", "/upload_version"])
+def test_what_another_process_created_meanwhile_is_taken(kfp_server, monkeypatch, path):
+    answer, seen = kfp_server.answer, []
+
+    def theirs_first(method, asked, query, body):
+        if method == "POST" and asked.endswith(path) and not seen:
+            seen.append(answer(method, asked, query, body))
+        return answer(method, asked, query, body)
+
+    monkeypatch.setattr(kfp_server, "answer", theirs_first)
+    assert main(SUBMIT) == 0
+    for things in (kfp_server.experiments, kfp_server.pipelines, kfp_server.versions):
+        assert len(things) == 1
+    assert len(seen) == len(kfp_server.runs) == 1
+
+
+def test_a_server_that_has_too_much_to_do_is_asked_again(kfp_server):
+    kfp_server.fault("POST", "/runs$", status=429)
+    kfp_server.fault("GET", "/experiments$", status=429)
+    assert main(SUBMIT) == 0
+    assert len(kfp_server.runs) == 1
+
+
+@pytest.mark.parametrize("status", [408, 504])
+def test_a_creation_that_timed_out_is_not_repeated(kfp_server, capsys, status):
+    kfp_server.fault("POST", "/runs$", status=status)
     assert main(SUBMIT) == 2
     assert "starting run" in capsys.readouterr().err
     assert kfp_server.count("POST", "/runs$") == 1

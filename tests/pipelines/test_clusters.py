@@ -8,7 +8,7 @@ Facts pinned:
 - images are the overlay's, by digest, tag or new name; what nobody built is compiled, but not
   submitted;
 - runs have the cluster's service account;
-- a step that only starts a TrainJob asks for no GPU; one under torchrun asks for one a process;
+- a step that only starts a TrainJob asks for no GPU; one under torchrun has room for each process;
 - the schedule's time zone is the one that the cluster is required to have.
 """
 
@@ -132,11 +132,15 @@ def test_what_is_submitted_asks_for_what_the_cluster_has(machine, cluster, monke
     assert launches == dict.fromkeys(LAUNCHED, clusters.CLUSTERS[cluster].launch)
 
 
-def test_under_torchrun_a_step_has_a_gpu_for_each_process(machine, tmp_path):
+def test_under_torchrun_a_step_has_room_for_each_process(machine, tmp_path):
     steps = compiled(tmp_path, "--launch", "torchrun:4")
-    found = {stage(step): gpus(container) for step, (_, container, _) in steps.items()}
-    expected = {step: 4 if step in LAUNCHED else 1 for step in TRAINING + RENDERING}
-    assert {step: num for step, num in found.items() if num} == expected
+    for step, (_, container, _) in steps.items():
+        num = 0 if stage(step) not in TRAINING + RENDERING else 4 if stage(step) in LAUNCHED else 1
+        assert gpus(container) == num, step
+        if num:
+            resources = container["resources"]
+            limits = (resources["resourceCpuLimit"], resources["resourceMemoryLimit"])
+            assert limits == (f"{4 * num}", f"{16 * num}Gi"), step
 
 
 def test_without_an_overlay_images_are_the_components_own(machine, tmp_path, monkeypatch, capsys):

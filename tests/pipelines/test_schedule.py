@@ -9,8 +9,11 @@ Facts pinned:
 - usage errors are one line and ask no server.
 """
 
+import dataclasses
+
 import pytest
 
+from pipelines import clusters
 from pipelines import server as servers
 from pipelines.__main__ import main
 from tests.pipelines.kfp_server import FAULTS, LABEL, NAME, SCHEDULE, only
@@ -51,6 +54,25 @@ def test_a_changed_schedule_replaces_the_old_one(kfp_server, capsys, changed):
     job = only(kfp_server.recurring)
     assert (job["recurring_run_id"] != old, job["mode"]) == (True, "ENABLE")
     assert "replaced, enabled" in capsys.readouterr().out
+
+
+def test_another_account_is_another_schedule(kfp_server, monkeypatch):
+    main(SCHEDULE)
+    dev = dataclasses.replace(clusters.CLUSTERS["dev"], service_account="other")
+    monkeypatch.setitem(clusters.CLUSTERS, "dev", dev)
+    main(SCHEDULE)
+    assert only(kfp_server.recurring)["service_account"] == "other"
+
+
+def test_of_two_that_are_the_same_the_older_stays(kfp_server):
+    main(SCHEDULE)
+    job = only(kfp_server.recurring)
+    made = "2025-01-01T00:00:00Z"
+    again = {"recurring_run_id": "again", "created_at": made, "mode": "DISABLE"}
+    kfp_server.recurring["again"] = job | again
+    assert main(SCHEDULE) == 0
+    kept = only(kfp_server.recurring)
+    assert (kept["recurring_run_id"], kept["mode"]) == ("again", "ENABLE")
 
 
 def test_schedules_of_others_stay(kfp_server, capsys):
@@ -107,6 +129,7 @@ def test_a_schedule_with_a_fault_is_neither_lost_nor_doubled(kfp_server, request
         request.getfixturevalue("impatient")
     kfp_server.fault("POST", "/recurringruns$", **FAULTS[fault])
     assert main(SCHEDULE) == 0
+    kfp_server.settle()
     assert only(kfp_server.recurring)["mode"] == "ENABLE"
 
 
