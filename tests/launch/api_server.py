@@ -37,7 +37,7 @@ class ApiServer:
         self.objects = {"trainjobs": {}, "pods": {}}
         self.logs, self.events, self.asked, self.faults = {}, [], [], []
         self.port = 0
-        self.made, self.version, self.compacted = 0, 100, 0
+        self.made, self.gone, self.version, self.compacted = 0, 0, 100, 0
         self.changed = threading.Condition()
         self.open = set()
 
@@ -125,9 +125,9 @@ class ApiServer:
             self.changed.notify_all()
 
     def forget(self):
-        """Compact: a watch from before now is answered that its past is gone."""
+        """Compact: a watch that begins before the next change is told that its past is gone."""
         with self.changed:
-            self.compacted = self.version
+            self.compacted = self.version + 1
 
     def pod(self, job, index=0, restart=0, **status):
         """A pod of a job with a status."""
@@ -228,6 +228,7 @@ class ApiServer:
         since, left_s = int(query["resourceVersion"]), float(query["timeoutSeconds"])
         self._head(request)
         if since < self.compacted:
+            self.gone += 1
             said = {"kind": "Status", "code": 410, "message": "too old resource version"}
             self._piece(request, json.dumps({"type": "ERROR", "object": said}) + "\n")
             return self._piece(request, "")

@@ -1,9 +1,9 @@
 """Facts: a TrainJob's body is what Kubeflow Trainer's models know, with nothing they would drop; a
-job is named by its run, made once and taken over by the same call; its first process's log is shown
-once, whatever connection breaks; a failure names the first failed rank and its lines, and is not
-tried again; a disrupted job is made again, bounded, and goes on from its checkpoints; an interrupt
-deletes the job; an API that is away for a while changes nothing, one that stays away or refuses
-ends the call with a line that says what still runs."""
+job is named by its run, made once and taken over by the same call; its first process's log is
+shown; a failure names the first failed rank and its lines, and is not tried again; a disrupted job
+is made again, bounded, and goes on from its checkpoints; what waits in vain, is deleted by others
+or leaves no result ends with a line; an interrupt deletes the job; pods that run the job's command
+make what torchrun makes."""
 
 import json
 import os
@@ -18,81 +18,19 @@ import pytest
 from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
 
 from flowloom import launch, stages
-from flowloom.launch import api, pods, request, trainjob
+from flowloom.launch import api, request, trainjob
 from flowloom.launch.errors import LaunchError
 from flowloom.runs import home
-from tests.launch.api_server import ApiServer, Fault
 from tests.launch.rehearsal import RehearsalConfig
-
-JOBS = "/trainjobs"
-MADE = f"POST .*{JOBS}"
-RUNNING = {"phase": "Running"}
-DISRUPTED = [{"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}]
-REPORT = "[launch] rank {} of 4 failed at 2026-01-01T00:00:{}+00:00, exit code 1; its last lines:"
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    for name, value in {"PAUSE_S": 0.01, "WATCH_S": 1, "OUTAGE_S": 5.0, "INTERRUPT_S": 1.0}.items():
-        monkeypatch.setattr(trainjob, name, value)
-    monkeypatch.setattr(pods, "_AGAIN_S", 0.05)
-
-
-@pytest.fixture
-def cluster(rehearse, monkeypatch, tmp_path):
-    """Starts a server whose script plays the cluster; returns it."""
-    servers = []
-
-    def start(script):
-        server = ApiServer(tmp_path, script).__enter__()
-        servers.append(server)
-        monkeypatch.setenv("KUBECONFIG", str(server.config))
-        return server
-
-    yield start
-    for server in servers:
-        server.__exit__()
-
-
-def _launch(**changes):
-    return launch.run("rehearse", RehearsalConfig(**changes), {}, "trainjob:2x2")
-
-
-def _made(server):
-    return sum(line.startswith("POST") for line in server.asked)
-
-
-def _carry_out(job):
-    """What the first process of a job's pods does."""
-    request.read(Path(job["spec"]["trainer"]["command"][-1])).run()
-
-
-def _ended(code, at="2026-01-01T00:00:00Z", reason="Error"):
-    end = {"exitCode": code, "reason": reason, "finishedAt": at}
-    phase = "Failed" if code else "Succeeded"
-    return {"phase": phase, "containerStatuses": [{"name": "node", "state": {"terminated": end}}]}
-
-
-def _well(server, job):
-    names = [server.pod(job, index, **RUNNING) for index in range(2)]
-    server.say(names[0], "step 1", "step 2")
-    server.say(names[1], "not shown")
-    time.sleep(0.2)
-    _carry_out(job)
-    for index in range(2):
-        server.pod(job, index, **_ended(0))
-    server.end(job, "Complete")
-
-
-def _fails(server, job):
-    names = [server.pod(job, index, **RUNNING) for index in range(2)]
-    lines = {0: ("connection reset by peer", "02.900"), 1: ("out of memory", "02.100")}
-    for index, (line, at) in lines.items():
-        report = REPORT.format(2 * index, at)
-        server.say(names[index], "step 1", report, "  Traceback", f"  RuntimeError: {line}")
-        # The same second for both: only what they say tells which came first.
-        server.pod(job, index, **_ended(1, at="2026-01-01T00:00:03Z"))
-    server.end(job, "Failed", "FailedJobs", "jobset failed due to one or more job failures")
+from tests.launch.scripts import (
+    DISRUPTED,
+    RUNNING,
+    ended,
+    fails,
+    num_made,
+    start,
+    well,
+)
 
 
 def test_the_body_is_what_the_trainer_knows(rehearse, monkeypatch):
@@ -126,45 +64,45 @@ def test_the_body_is_what_the_trainer_knows(rehearse, monkeypatch):
 
 
 def test_a_job_that_ends_well_leaves_the_run_and_is_deleted(cluster, capfd):
-    server = cluster(_well)
-    result = _launch()
+    server = cluster(well)
+    result = start()
     assert (result.metrics, result.cached) == ({"rehearse/total": 0.75}, False)
     err = capfd.readouterr().err
     assert err.count("step 1\n") == err.count("step 2\n") == 1
     assert "not shown" not in err
     assert server.objects == {"trainjobs": {}, "pods": {}}
-    assert _made(server) == 1
-    again = _launch()
+    assert num_made(server) == 1
+    again = start()
     assert (again.digest, again.cached) == (result.digest, True)
-    assert _made(server) == 1
+    assert num_made(server) == 1
 
 
 def test_a_failure_names_the_first_failed_rank_and_is_not_repeated(cluster):
-    server = cluster(_fails)
+    server = cluster(fails)
     with pytest.raises(LaunchError) as error:
-        _launch()
+        start()
     first, *lines = str(error.value).splitlines()
     name = next(iter(server.objects["trainjobs"]))
     expected = f"rehearse: TrainJob flowloom/{name}: rank 2 of 4 failed, exit code 1"
     assert first == f"{expected}; its last lines:"
     assert lines[-1].strip() == "RuntimeError: out of memory"
-    assert _made(server) == 1
+    assert num_made(server) == 1
     # The next call is another try: the failed job gives way.
-    server.script = _well
-    assert _launch().metrics == {"rehearse/total": 0.75}
-    assert _made(server) == 2
+    server.script = well
+    assert start().metrics == {"rehearse/total": 0.75}
+    assert num_made(server) == 2
 
 
 def test_a_failure_without_a_report_says_how_the_pod_ended(cluster):
     def script(server, job):
         server.pod(job, 0, **RUNNING)
-        server.pod(job, 1, **_ended(137, reason="OOMKilled"))
+        server.pod(job, 1, **ended(137, reason="OOMKilled"))
         server.end(job, "Failed", "FailedJobs", "jobset failed")
 
     cluster(script)
     said = r"FailedJobs: jobset failed; pod .*-node-0-1-.*: OOMKilled, exit code 137"
     with pytest.raises(LaunchError, match=said):
-        _launch()
+        start()
 
 
 def test_a_disrupted_job_is_made_again_and_goes_on_from_checkpoints(cluster):
@@ -175,20 +113,20 @@ def test_a_disrupted_job_is_made_again_and_goes_on_from_checkpoints(cluster):
         work = Path(job["spec"]["trainer"]["command"][-1]).parent / "work"
         if len(attempts) == 3:
             assert (work / "checkpoint").read_text() == "2"
-            return _well(server, job)
+            return well(server, job)
         work.mkdir(exist_ok=True)
         (work / "checkpoint").write_text(str(len(attempts)))
         server.pod(job, 0, **RUNNING)
         name = server.pod(job, 1, **RUNNING)
         # Its peer breaks too, and says so first; the pod itself is soon gone.
-        server.pod(job, 0, **_ended(1))
-        server.pod(job, 1, conditions=DISRUPTED, **_ended(143))
+        server.pod(job, 0, **ended(1))
+        server.pod(job, 1, conditions=DISRUPTED, **ended(143))
         time.sleep(0.2)
         server.put("pods", server.objects["pods"][name], "DELETED")
         return server.end(job, "Failed", "FailedJobs", "jobset failed")
 
     server = cluster(script)
-    assert _launch().metrics == {"rehearse/total": 0.75}
+    assert start().metrics == {"rehearse/total": 0.75}
     assert attempts == ["1", "2", "3"]
     assert server.asked.count(next(x for x in server.asked if x.startswith("DELETE"))) == 3
 
@@ -197,25 +135,25 @@ def test_disruptions_are_bounded_and_one_of_an_earlier_restart_is_none(cluster, 
     monkeypatch.setattr(trainjob, "MAX_ATTEMPTS", 2)
 
     def script(server, job):
-        server.pod(job, 0, conditions=DISRUPTED, **_ended(143))
+        server.pod(job, 0, conditions=DISRUPTED, **ended(143))
         time.sleep(0.2)
         server.end(job, "Failed", "FailedJobs", "jobset failed")
 
     server = cluster(script)
     with pytest.raises(LaunchError, match="was disrupted 2 times; the same step, run again"):
-        _launch()
-    assert _made(server) == 2
+        start()
+    assert num_made(server) == 2
 
     def restarted(server, job):
-        server.pod(job, 0, conditions=DISRUPTED, **_ended(143))
-        server.pod(job, 0, restart=1, **_ended(1))
+        server.pod(job, 0, conditions=DISRUPTED, **ended(143))
+        server.pod(job, 0, restart=1, **ended(1))
         time.sleep(0.2)
         server.end(job, "Failed", "FailedJobs", "jobset failed")
 
     server.script = restarted
     with pytest.raises(LaunchError, match=r"pod .*: Error, exit code 1"):
-        _launch()
-    assert _made(server) == 3
+        start()
+    assert num_made(server) == 3
 
 
 def test_a_job_that_goes_already_is_taken_over(cluster, capfd):
@@ -225,7 +163,7 @@ def test_a_job_that_goes_already_is_taken_over(cluster, capfd):
         server.pod(job, 0, **RUNNING)
         goes.set()
         follow.wait(20)
-        _well(server, job)
+        well(server, job)
 
     server = cluster(script)
     run, _ = stages.opened("rehearse", RehearsalConfig())
@@ -234,18 +172,18 @@ def test_a_job_that_goes_already_is_taken_over(cluster, capfd):
     connected.create(api.TRAIN_JOBS, trainjob.body(run, file, launch.parse("trainjob:2x2")))
     goes.wait(20)
     threading.Timer(0.2, follow.set).start()
-    assert _launch().metrics == {"rehearse/total": 0.75}
+    assert start().metrics == {"rehearse/total": 0.75}
     assert "goes already: taken over" in capfd.readouterr().err
-    assert _made(server) == 1
+    assert num_made(server) == 1
 
 
 def test_somebody_elses_job_of_the_name_is_left_alone(cluster):
-    server = cluster(_well)
+    server = cluster(well)
     run, _ = stages.opened("rehearse", RehearsalConfig())
     other = {"metadata": {"name": trainjob.name_of(run), "labels": {}}}
     server.put("trainjobs", other, "ADDED")
     with pytest.raises(LaunchError, match="is not flowloom's"):
-        _launch()
+        start()
     assert server.current(trainjob.name_of(run)) is other
 
 
@@ -257,87 +195,11 @@ def test_a_job_that_somebody_deletes_is_not_made_again(cluster):
 
     server = cluster(script)
     with pytest.raises(LaunchError, match="was deleted by somebody else"):
-        _launch()
-    assert _made(server) == 1
+        start()
+    assert num_made(server) == 1
 
 
 _FOREGROUND = {"propagationPolicy": "Foreground"}
-
-
-@pytest.mark.parametrize(
-    "faults",
-    [
-        [Fault(MADE, status=503, times=2), Fault(r"GET .*/pods$", status=429)],
-        [Fault(MADE, lost=True)],  # made, but the answer never comes: found, not made twice
-        [Fault("watch", status=500), Fault(f"GET .*{JOBS}/", times=3)],
-        [Fault("DELETE", status=503), Fault("DELETE", times=1)],
-        [Fault("/log", times=2), Fault("/log", status=500)],
-    ],
-    ids=["refused", "lost answer", "watch and reads", "deletion", "logs"],
-)
-def test_faults_that_pass_change_nothing(cluster, capfd, faults):
-    server = cluster(_well)
-    server.faults = faults
-    assert _launch().metrics == {"rehearse/total": 0.75}
-    assert sum(fault.times for fault in faults) == 0
-    assert len(server.objects["trainjobs"]) == 0
-    assert server.made == 1
-    err = capfd.readouterr().err
-    assert err.count("step 1\n") == err.count("step 2\n") == 1
-
-
-def test_an_outage_a_cut_watch_and_a_forgotten_past_are_survived(cluster, capfd):
-    def script(server, job):
-        name = server.pod(job, 0, **RUNNING)
-        server.say(name, "step 1")
-        time.sleep(0.2)
-        server.forget()
-        server.cut()
-        time.sleep(0.2)
-        with server.away():
-            server.say(name, "step 2")
-            time.sleep(0.5)
-        server.say(name, "step 3")
-        _carry_out(job)
-        server.pod(job, 0, **_ended(0))
-        server.end(job, "Complete")
-
-    server = cluster(script)
-    assert _launch().metrics == {"rehearse/total": 0.75}
-    err = capfd.readouterr().err
-    assert [err.count(f"step {k}\n") for k in (1, 2, 3)] == [1, 1, 1]
-    assert "no answer" in err
-    assert server.made == 1
-
-
-def test_an_api_that_stays_away_ends_the_call_but_not_the_job(cluster, monkeypatch):
-    monkeypatch.setattr(trainjob, "OUTAGE_S", 0.3)
-
-    def script(server, job):
-        server.pod(job, 0, **RUNNING)
-        time.sleep(0.1)
-        server.faults = [Fault("", status=500, times=10**6)]
-        server.cut()
-
-    server = cluster(script)
-    said = r"API has been away for \d+ s .*TrainJob flowloom/flowloom-rehearse-\w+ may still run"
-    with pytest.raises(LaunchError, match=said):
-        _launch()
-    assert len(server.objects["trainjobs"]) == 1
-    # The step is tried again later: the job has ended well meanwhile.
-    server.faults = []
-    _well(server, next(iter(server.objects["trainjobs"].values())))
-    assert _launch().metrics == {"rehearse/total": 0.75}
-    assert server.made == 1
-
-
-def test_a_refusal_is_said_at_once(cluster):
-    server = cluster(_well)
-    server.faults = [Fault(MADE, status=403, times=9)]
-    with pytest.raises(api.ApiError, match=r"POST .*trainjobs: 403 status 403") as error:
-        _launch()
-    assert error.value.status == 403
-    assert _made(server) == 1
 
 
 def test_pods_that_wait_in_vain_end_the_call(cluster, monkeypatch, capfd):
@@ -346,7 +208,7 @@ def test_pods_that_wait_in_vain_end_the_call(cluster, monkeypatch, capfd):
     status = {"phase": "Pending", "containerStatuses": [{"state": {"waiting": waiting}}]}
     server = cluster(lambda server, job: server.pod(job, 0, **status))
     with pytest.raises(LaunchError, match=r"pod .*: ImagePullBackOff: no such image"):
-        _launch()
+        start()
     assert "waits: pod" in capfd.readouterr().err
     assert server.objects["trainjobs"] == {}
 
@@ -354,13 +216,13 @@ def test_pods_that_wait_in_vain_end_the_call(cluster, monkeypatch, capfd):
 def test_a_complete_job_without_a_result_is_an_error(cluster):
     cluster(lambda server, job: server.end(job, "Complete"))
     with pytest.raises(LaunchError, match="its pods have another home folder"):
-        _launch()
+        start()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_deletes_the_job(cluster, number):
     server = cluster(lambda server, job: server.pod(job, 0, **RUNNING))
-    code = "from tests.launch.test_trainjob import _launch; _launch()"
+    code = "from tests.launch.scripts import start; start()"
     child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     until_s = time.monotonic() + 60
     while not any("watch" in line for line in server.asked):
@@ -371,12 +233,6 @@ def test_an_interrupt_deletes_the_job(cluster, number):
     _, said = child.communicate(timeout=30)
     assert server.objects["trainjobs"] == {}
     assert child.returncode == (-number if number == signal.SIGINT else 143), said
-
-
-def test_without_a_cluster_there_is_one_line(rehearse, monkeypatch, tmp_path):
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
-    with pytest.raises(api.ApiError, match="Kubernetes: connect: no cluster to talk to"):
-        _launch()
 
 
 @pytest.mark.slow
@@ -394,7 +250,7 @@ def test_pods_that_run_the_command_make_what_torchrun_makes(cluster, monkeypatch
             stderr=subprocess.PIPE, text=True, check=False,
         )  # fmt: skip
         server.say(name, *done.stderr.splitlines())
-        server.pod(job, 0, **_ended(done.returncode))
+        server.pod(job, 0, **ended(done.returncode))
         server.end(job, "Complete" if done.returncode == 0 else "Failed")
 
     cluster(script)
