@@ -196,6 +196,40 @@ def test_two_machines_make_the_run_of_a_turn_at_once(tracked, make_run, in_turn,
     assert len(everything(tracked)) == 2
 
 
+def test_a_run_that_another_machine_made_too_late_is_left_to_it(
+    tracked, make_run, in_turn, monkeypatch
+):
+    real = tracked.create_run
+
+    def raced(experiment_id, started_ms, tags, name):
+        made = real(experiment_id, started_ms, tags, name)
+        if tags["flowloom.kind"] == "turn":
+            theirs = {**tags, "flowloom.made": "theirs"}
+            raced.other = real(experiment_id, started_ms + 5, theirs, name).info.run_id
+        return made
+
+    monkeypatch.setattr(tracked, "create_run", raced)
+    finished(make_run)
+    assert tracking.drain(tracking.Recorder(tracked)) == 0
+    (child,) = stages_of(tracked)
+    assert child.data.tags[PARENT] != raced.other
+    assert tracked.get_run(raced.other).info.lifecycle_stage == "active"
+
+
+def test_a_stage_moves_below_the_run_of_its_turn_that_counts(tracked, make_run, in_turn):
+    """Another machine's run, made earlier, is seen only after the stage was recorded once."""
+    run = make_run(finish=False)
+    with runs.exclusive(run), tracking.recorded(run):
+        assert tracking.drain(tracking.Recorder(tracked)) == 1
+        ours = tracked.get_run(stages_of(tracked)[0].data.tags[PARENT])
+        tags = {k: v for k, v in ours.data.tags.items() if k.startswith("flowloom.")}
+        theirs = tracked.create_run(ours.info.experiment_id, ours.info.start_time - 5, tags)
+        run.finish({})
+    assert tracking.drain(tracking.Recorder(tracked)) == 0
+    (child,) = stages_of(tracked)
+    assert child.data.tags[PARENT] == theirs.info.run_id
+
+
 def test_people_who_share_a_tracker_have_their_own_turns(
     tracked, make_run, in_turn, monkeypatch, tmp_path
 ):
