@@ -61,6 +61,7 @@ def test_the_steps_of_cpu_run_in_a_clean_environment(tmp_path):
     assert "flowloom doctor" in ran[-1]
     (installed,) = (tree / "opt" / "venv").glob("lib/python3*/site-packages/flowloom")
     assert not installed.is_symlink()
+    assert (installed / "cli" / "prerequisites.yaml").read_text()
     # Its digest as its own code counts it; the place is gone, so by this interpreter.
     asked = "from flowloom.runs import code_digest; print(code_digest())"
     done = subprocess.run(
