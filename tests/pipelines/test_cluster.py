@@ -348,6 +348,8 @@ def test_no_server_is_one_line(machine, capsys, monkeypatch):
         assert error.startswith("pipelines: server http://127.0.0.1:9: connecting: ")
         assert "refused" in error
         assert error.count("\n") == 1
+    assert main([*SUBMIT, "--host", "127.0.0.1:9"]) == 2
+    assert "server https://127.0.0.1:9: connecting: " in capsys.readouterr().err
 
 
 def test_a_pipeline_is_given_what_it_takes(machine, monkeypatch):

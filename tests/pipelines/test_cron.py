@@ -19,6 +19,8 @@ from pipelines import cron
         ("0 0 12 ? JAN,Jul 1-5/2", "0 0 12 ? JAN,Jul 1-5/2"),
         ("5/10 * * * *", "0 5/10 * * * *"),
         ("0 0 29 2 *", "0 0 0 29 2 *"),
+        ("0 0 28,31 2 *", "0 0 0 28,31 2 *"),
+        ("0 0 31 2/5 *", "0 0 0 31 2/5 *"),  # July too
         ("0 0 31 2 mon", "0 0 0 31 2 mon"),  # Mondays of February
     ],
 )
@@ -48,6 +50,7 @@ def test_cron_is_completed(given, expected):
         ("0 0 L * *", "day of month of .* numbers"),
         ("0 0 30 2 *", "a day that its months have"),
         ("0 0 31 4,6 ?", "a day that its months have"),
+        ("0 0 31 2/9 *", "a day that its months have"),  # February and November
     ],
 )
 def test_bad_cron_is_refused(given, message):
