@@ -1,4 +1,4 @@
-"""Names of the images that steps run in, and of the render server's; `infra/Dockerfile` builds them.
+"""Names of the images of steps and of the render server; `infra/Dockerfile` builds them.
 
 `FLOWLOOM_IMAGES` replaces the part before the slash when a pipeline is compiled.
 """
