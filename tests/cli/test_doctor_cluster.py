@@ -38,7 +38,8 @@ def node(name, pool, num_gpus=4, tainted=True):
 
 
 def claim(mode="ReadWriteMany", phase="Bound"):
-    return {"spec": {"accessModes": [mode]}, "status": {"phase": phase}}
+    spec = {"accessModes": [mode], "storageClassName": "shared"}
+    return {"spec": spec, "status": {"phase": phase}}
 
 
 def storage_class(name, provisioner, default=False):
@@ -189,6 +190,20 @@ def test_kind_needs_neither_gpus_nor_shared_storage(cluster, doctor):
     ]
     status, found = doctor("kind")
     assert (status, [name for name, f in found.items() if not f["ok"]]) == (0, [])
+
+
+def test_a_claim_that_waits_for_its_first_pod_is_no_fault(cluster, doctor):
+    """As kind's are before the first turn: its volumes belong to a node."""
+    cluster.answers[HOME] = claim(phase="Pending")
+    cluster.answers[f"{CLASSES}/shared"] = {"volumeBindingMode": "WaitForFirstConsumer"}
+    status, found = doctor()
+    assert (status, found["claim flowloom-home"]["ok"]) == (0, True)
+    assert found["claim flowloom-home"]["detail"] == "Pending, ReadWriteMany, until its first pod"
+    cluster.answers[HOME] = claim("ReadWriteOnce", "Pending")
+    assert doctor()[0] == 1
+    cluster.answers[HOME] = claim(phase="Pending")
+    cluster.answers[f"{CLASSES}/shared"] = {"volumeBindingMode": "Immediate"}
+    assert doctor()[0] == 1
 
 
 def test_nothing_is_changed_and_secrets_stay_secret(cluster, run):

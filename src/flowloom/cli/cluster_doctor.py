@@ -227,8 +227,16 @@ def _claim(api: Api, wanted: Mapping[str, Any]) -> Finding:
         )
     phase = found.get("status", {}).get("phase", "Unknown")
     modes = found["spec"].get("accessModes", [])
-    advice = f"its storage class must offer {mode}; a claim that waits for its first pod is Pending"
-    return Finding(name, phase == "Bound" and mode in modes, f"{phase}, {', '.join(modes)}", advice)
+    ready, detail = phase == "Bound", f"{phase}, {', '.join(modes)}"
+    if phase == "Pending" and _binds_late(api, found["spec"].get("storageClassName", "")):
+        ready, detail = True, f"{detail}, until its first pod"
+    return Finding(name, ready and mode in modes, detail, f"its storage class must offer {mode}")
+
+
+def _binds_late(api: Api, storage_class: str) -> bool:
+    """Whether claims of a class wait for a pod, as they do where volumes belong to a node."""
+    found = api.get(CLASSES, storage_class) if storage_class else None
+    return (found or {}).get("volumeBindingMode") == "WaitForFirstConsumer"
 
 
 def _nodes(api: Api, wanted: Mapping[str, Any], pools: Iterable[str]) -> Iterator[Finding]:
