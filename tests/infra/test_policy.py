@@ -78,7 +78,7 @@ MUTATIONS = [
     ("tokens", SERVER, f"{POD}/automountServiceAccountToken", True, "token"),
     ("tokens", SERVER, f"{POD}/serviceAccountName", None, "got default"),
     ("tokens", RUNTIME, f"{NODE}/serviceAccountName", "nobody", "got nobody"),
-    ("tokens", "ServiceAccount/flowloom-mlflow", "automountServiceAccountToken", None, "token"),
+    ("tokens", "ServiceAccount/flowloom-servers", "automountServiceAccountToken", None, "token"),
     ("default_deny", "NetworkPolicy/default-deny", "spec/policyTypes", ["Ingress"], "denies"),
     ("default_deny", "NetworkPolicy/default-deny", "spec/egress", [{}], "denies"),
     ("wildcards", "Role/flowloom-steps", "rules/0/verbs", ["*"], "trainjobs"),

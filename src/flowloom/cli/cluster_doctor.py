@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PREREQUISITES = "prerequisites.yaml"
 PIPELINES = "kubeflow-pipelines"
-ACCOUNTS = ("flowloom-steps", "flowloom-training", "flowloom-mlflow", "flowloom-submit")
+ACCOUNTS = ("flowloom-steps", "flowloom-training", "flowloom-servers", "flowloom-submit")
 RIGHTS = (
     (TRAIN_JOBS.group, TRAIN_JOBS.plural, ("create", "get", "list", "watch", "delete")),
     (PODS.group, PODS.plural, ("get", "list", "watch")),
