@@ -16,7 +16,7 @@ from components.train_grpo import train_grpo
 from components.train_reward import train_reward
 from components.train_sft import train_sft
 from pipelines import clusters
-from pipelines.resources import cpu_step, launch, render_step, train_step
+from pipelines.resources import cpu_step, launch, render_step, tell_step, train_step
 from pipelines.turn import Begun
 
 MEMBERS = [0, 1, 2]
@@ -155,7 +155,7 @@ def judge_designer(
     version = registered.outputs["Output"]
     decided = promote(version=version, champion=opponent, evaluation=evaluation, **chosen)
     # Never again by itself: a person looks at a promotion that stopped half way.
-    decision = cpu_step(decided, retries=0).outputs["decision"]
+    decision = tell_step(decided, retries=0).outputs["decision"]
     return Judged(evaluation, decision)
 
 

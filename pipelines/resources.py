@@ -40,25 +40,19 @@ STORE_KEYS = {
 WEBHOOK_KEYS = {"FLOWLOOM_WEBHOOK_URL": "FLOWLOOM_WEBHOOK_URL"}
 
 
-def cpu_step(
-    task: PipelineTask,
-    cpu: str = LIGHT_CPU,
-    memory: str = LIGHT_MEMORY,
-    repeat: int = 1,
-    retries: int = RETRIES,
-) -> PipelineTask:
-    """A step without an accelerator, on any node; it may tell a webhook.
+def cpu_step(task: PipelineTask, retries: int = RETRIES) -> PipelineTask:
+    """A step without an accelerator, on any node.
 
     Args:
         task: The step.
-        cpu: Cores it may use.
-        memory: Memory it may use.
-        repeat: Which of the component's steps in the pipeline it is; from the second on, its name
-            says so.
         retries: How often it is tried again; a stage goes on from its checkpoints.
     """
-    _step(task, cpu, memory, repeat, retries)
-    _secret(task, WEBHOOK_SECRET, WEBHOOK_KEYS)
+    return _step(task, LIGHT_CPU, LIGHT_MEMORY, retries=retries)
+
+
+def tell_step(task: PipelineTask, retries: int = RETRIES) -> PipelineTask:
+    """A step like that which tells the webhook, whose address no other step is given."""
+    _secret(cpu_step(task, retries), WEBHOOK_SECRET, WEBHOOK_KEYS)
     return task
 
 
@@ -113,7 +107,7 @@ def _step(
     task: PipelineTask,
     cpu: str,
     memory: str,
-    repeat: int,
+    repeat: int = 1,
     retries: int = RETRIES,
     image: Optional[str] = None,
 ) -> PipelineTask:

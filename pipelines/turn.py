@@ -7,12 +7,12 @@ from kfp import dsl
 from components.begin_turn import begin_turn
 from components.end_turn import end_turn
 from components.recall import recall
-from pipelines.resources import cpu_step
+from pipelines.resources import cpu_step, tell_step
 
 
 def ended() -> dsl.ExitHandler:
     """The scope of a pipeline's steps: however they end, it is recorded."""
-    return dsl.ExitHandler(cpu_step(end_turn()), name="turn")
+    return dsl.ExitHandler(tell_step(end_turn()), name="turn")
 
 
 class Begun(NamedTuple):

@@ -4,7 +4,7 @@ Facts pinned:
 - submitted for a cluster with GPUs, steps that train and steps that render have the selector of
   their pool, the toleration, GPUs and limits, and others have none of it; kind has none at all;
 - each step has the home's volume, /tmp, labels, a user that is not root, secrets by name; only
-  those that neither train nor render may tell the webhook;
+  those that tell the webhook how a turn ended, or what its gate decided, have its address;
 - images are the overlay's, by digest, tag or new name; what nobody built is compiled, but not
   submitted;
 - runs have the cluster's service account;
@@ -42,6 +42,7 @@ EXPECTED = {
 }
 RENDERING = ("build_triplets", "evaluate")
 TRAINING = ("train_reward", "calibrate_reward", "train_sft", "train_grpo", "tune_generator")
+TELLING = ("end_turn", "promote")
 LAUNCHED = ("train_sft", "train_grpo", "tune_generator")
 LIMITS = {"kind": ("1", "3Gi"), "dev": ("4", "16Gi"), "prod": ("4", "16Gi")}
 
@@ -104,7 +105,7 @@ def test_what_is_submitted_asks_for_what_the_cluster_has(machine, cluster, monke
         secrets = {secret["secretName"]: secret for secret in pod["secretAsEnv"]}
         optional = {"flowloom-tracking", "flowloom-store"}
         assert set(secrets) - {"flowloom-webhook"} == optional
-        assert ("flowloom-webhook" in secrets) == (not rendering and not training), step
+        assert ("flowloom-webhook" in secrets) == (step in TELLING), step
         assert all(secret["optional"] for secret in secrets.values())
         (turn,) = pod["fieldPathAsEnv"]
         assert turn == {"name": "FLOWLOOM_TURN", "fieldPath": "metadata.labels['pipeline/runid']"}
