@@ -115,7 +115,7 @@ def image_of(cluster: Cluster, image: str) -> str:
     """
     import yaml
 
-    path = OVERLAYS / cluster.name / "images" / "kustomization.yaml"
+    path = _images_file(cluster)
     name, _, tag = image.rpartition(":")
     listed = yaml.safe_load(path.read_text())["images"] if path.is_file() else []
     for entry in listed:
@@ -133,9 +133,14 @@ def check_images(cluster: Cluster, package: str) -> None:
     Raises:
         ValueError: If its overlay does not say which images it has.
     """
-    path = OVERLAYS / cluster.name / "images" / "kustomization.yaml"
+    path = _images_file(cluster)
     expected = f"expected digests or tags from `make images CLUSTER={cluster.name}`"
     if not path.is_file():
         raise ValueError(f"images of {cluster.name}: got no {path}; {expected}")
     if NOT_BUILT in package:
         raise ValueError(f"images of {cluster.name}: got a digest of zeros in {path}; {expected}")
+
+
+def _images_file(cluster: Cluster) -> Path:
+    """Where the overlay lists its images."""
+    return OVERLAYS / cluster.name / "images" / "kustomization.yaml"

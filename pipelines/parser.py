@@ -68,7 +68,7 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
         "--launch",
         metavar="HOW",
         help="how training steps run their stage: process, torchrun:N or "
-        "trainjob:NODESxPROCESSES; default: the cluster's",
+        "trainjob:NODESxPROCESSES[/cpu]; default: the cluster's",
     )
 
 

@@ -27,17 +27,9 @@ LIGHT_CPU, LIGHT_MEMORY = "1", "2Gi"
 """Of a step without an accelerator."""
 RETRIES = 2
 
-TRACKING_KEYS = {
-    "MLFLOW_TRACKING_URI": "MLFLOW_TRACKING_URI",
-    "MLFLOW_TRACKING_TOKEN": "MLFLOW_TRACKING_TOKEN",
-}
-STORE_KEYS = {
-    "FLOWLOOM_STORE": "FLOWLOOM_STORE",
-    "AWS_ACCESS_KEY_ID": "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY": "AWS_SECRET_ACCESS_KEY",
-    "AWS_ENDPOINT_URL": "AWS_ENDPOINT_URL",
-}
-WEBHOOK_KEYS = {"FLOWLOOM_WEBHOOK_URL": "FLOWLOOM_WEBHOOK_URL"}
+TRACKING_KEYS = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_TOKEN")
+STORE_KEYS = ("FLOWLOOM_STORE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL")
+WEBHOOK_KEYS = ("FLOWLOOM_WEBHOOK_URL",)
 
 
 def cpu_step(task: PipelineTask, retries: int = RETRIES) -> PipelineTask:
@@ -139,9 +131,10 @@ def _step(
     return task
 
 
-def _secret(task: PipelineTask, name: str, keys: dict[str, str]) -> None:
-    """Give the step what the secret holds; a cluster may do without."""
-    k8s.use_secret_as_env(task, secret_name=name, secret_key_to_env=keys, optional=True)
+def _secret(task: PipelineTask, name: str, keys: tuple[str, ...]) -> None:
+    """Give the step these keys of the secret, as variables; a cluster may do without."""
+    variables = {key: key for key in keys}
+    k8s.use_secret_as_env(task, secret_name=name, secret_key_to_env=variables, optional=True)
 
 
 def _name(task: PipelineTask, repeat: int) -> str:

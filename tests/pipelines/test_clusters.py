@@ -8,12 +8,10 @@ Facts pinned:
 - images are the overlay's, by digest, tag or new name; what nobody built is compiled, but not
   submitted;
 - runs have the cluster's service account;
-- a step that only starts a TrainJob asks for no GPU; one under torchrun has room for each process;
-- the schedule's time zone is the one that the cluster is required to have.
+- a step that only starts a TrainJob asks for no GPU; one under torchrun has room for each process.
 """
 
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
@@ -222,9 +220,3 @@ def test_an_interrupted_command_is_one_line(machine, capsys, monkeypatch):
     monkeypatch.setattr(sys.modules["pipelines.__main__"], "compile_to", interrupt)
     assert main(["compile", NAME]) == 130
     assert capsys.readouterr().err == "pipelines: interrupted; the same command goes on\n"
-
-
-def test_the_time_zone_is_the_one_that_clusters_must_have():
-    path = Path(__file__).parents[2] / "infra" / "prerequisites.yaml"
-    required = yaml.safe_load(path.read_text())["time_zone"]
-    assert {cluster.time_zone for cluster in clusters.CLUSTERS.values()} == {required}
