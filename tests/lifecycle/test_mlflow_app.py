@@ -128,3 +128,17 @@ def test_what_is_no_dump_and_no_store(store, tmp_path, monkeypatch):
         monkeypatch.setenv("FLOWLOOM_STORE", url)
         with pytest.raises(ValueError, match=r"expected s3://BUCKET/PREFIX"):
             backups.fetch(tmp_path / "back")
+
+
+def test_what_goes_wrong_is_one_line(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("FLOWLOOM_STORE", "s3://nowhere")
+    (tmp_path / "dump").write_bytes(b"x")
+    for command, said in (
+        (["fetch", str(tmp_path / "back")], "The specified bucket does not exist"),
+        (["keep", str(tmp_path / "dump")], "The specified bucket does not exist"),
+        (["keep", str(tmp_path / "none")], "No such file or directory"),
+        (["prune"], "usage: "),
+    ):
+        with pytest.raises(SystemExit, match=said) as stop:
+            backups.main(command)
+        assert "\n" not in stop.value.code

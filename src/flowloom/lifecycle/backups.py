@@ -67,15 +67,22 @@ def _store() -> tuple[Any, str, str]:
     return boto3.client("s3"), url.netloc, f"{url.path.strip('/')}/{_FOLDER}/".lstrip("/")
 
 
-def _main(arguments: list[str]) -> None:
-    match arguments:
-        case ["keep", file]:
-            print(keep(Path(file), datetime.datetime.now(datetime.UTC)))
-        case ["fetch", file]:
-            print(fetch(Path(file), os.environ.get("FLOWLOOM_BACKUP") or None))
-        case _:
-            sys.exit("usage: python -m flowloom.lifecycle.backups keep|fetch FILE")
+def main(arguments: list[str]) -> None:
+    """Carry out the command line; what goes wrong ends it with one line."""
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        match arguments:
+            case ["keep", file]:
+                print(keep(Path(file), datetime.datetime.now(datetime.UTC)))
+            case ["fetch", file]:
+                print(fetch(Path(file), os.environ.get("FLOWLOOM_BACKUP") or None))
+            case _:
+                sys.exit("usage: python -m flowloom.lifecycle.backups keep|fetch FILE")
+    except (ValueError, OSError, Boto3Error, BotoCoreError, ClientError) as error:
+        sys.exit(f"backups: {' '.join(str(error).split())}")
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1:])
+    main(sys.argv[1:])
