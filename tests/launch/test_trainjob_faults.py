@@ -96,3 +96,12 @@ def test_without_a_cluster_there_is_one_line(rehearse, monkeypatch, tmp_path):
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     with pytest.raises(api.ApiError, match="Kubernetes: connect: no cluster to talk to"):
         start()
+
+
+def test_half_a_line_of_a_watch_is_no_answer(cluster, monkeypatch):
+    cluster(well)
+    connected = api.connect()
+    monkeypatch.setattr(connected, "_lines", lambda *asked: iter(['{"type": "MODI']))
+    with pytest.raises(api.ApiError, match=r"watch /api/v1/.*: half an answer") as error:
+        list(connected.watch(api.PODS, "", "1", 1))
+    assert error.value.passes

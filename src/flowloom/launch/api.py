@@ -117,7 +117,8 @@ class Api:
         query = {"labelSelector": selector, "resourceVersion": since}
         query |= {"watch": "true", "timeoutSeconds": str(for_s)}
         for line in self._lines(path, query, (10.0, for_s + 10.0)):
-            event = json.loads(line)
+            with _said(f"watch {path}"):
+                event = json.loads(line)
             if event["type"] == "ERROR":
                 said = event["object"]
                 raise ApiError(f"watch {path}", said.get("message", "error"), said.get("code"))
