@@ -242,7 +242,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"targets: got {unknown[0]!r}, expected some of {', '.join(TARGETS)}")
     try:
         made = make(Order(targets=targets, **options), ROOT)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"images: {error}", file=sys.stderr)
         return 1
     for image in made:

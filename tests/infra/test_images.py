@@ -13,6 +13,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -236,13 +237,16 @@ def test_an_engine_that_does_not_answer_is_one_line(docker, root):
         images.make(order(), root)
 
 
-def test_a_missing_docker_is_one_line(root, tmp_path, monkeypatch):
+def test_a_missing_docker_or_git_is_one_line(root, tmp_path, monkeypatch, capsys):
     only = tmp_path / "bin"
     only.mkdir()
-    (only / "git").symlink_to("/usr/bin/git")
+    (only / "git").symlink_to(shutil.which("git"))
     monkeypatch.setenv("PATH", str(only))
     with pytest.raises(ValueError, match=r"docker: got no engine \(.*'docker'\), expected"):
         images.make(order(), root)
+    (only / "git").unlink()
+    assert images.main(["cpu"]) == 1
+    assert capsys.readouterr().err.endswith("No such file or directory: 'git'\n")
 
 
 @pytest.mark.parametrize("failing", [("buildx", "build"), ("push",)])
