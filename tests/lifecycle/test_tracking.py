@@ -4,7 +4,8 @@ Facts pinned:
 - a turn is a parent run, each of its stages a child with parameters, metrics over steps, tags and
   the pointer to its artifact, named like its step where it is one of a pipeline;
 - recording the same folder twice gives one MLflow run, and no metric twice;
-- a dead tracker loses nothing and stops no stage;
+- a dead tracker loses nothing and stops no stage, nor does one whose address is mistaken, which is
+  said in one line, once;
 - a failed stage is recorded as failed, with its error and the end of its log;
 - a run that the pipeline engine made is joined, not closed, and no second one is made.
 """
@@ -13,13 +14,14 @@ import dataclasses
 import gzip
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
 
-from flowloom import runs
+from flowloom import cli, runs
 from flowloom.lifecycle import spool, tracking, turns, versioning
 from flowloom.workflow.catalogue import Catalogue
 
@@ -143,6 +145,25 @@ def test_a_dead_tracker_loses_nothing(tracked, make_run, monkeypatch, capsys):
     assert tracking.drain(tracking.Recorder(tracked)) == 0
     (child,) = runs_of(tracked)
     assert child.info.status == "FINISHED"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["ftp://x", "mlflow.example.com:5000", "http:/x", "sqlite://x.db", "postgresql:x", "runs"],
+)
+def test_a_mistaken_address_is_one_line_and_loses_nothing(uri, make_run, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    said = f"MLFLOW_TRACKING_URI: got '{uri}', expected a server's address"
+    with pytest.raises(ValueError, match=re.escape(said)):
+        tracking.connect()
+    assert cli.main(["lineage"]) == cli.USAGE
+    assert capsys.readouterr().err.startswith(f"flowloom lineage: {said}")
+    for lr in (1.0, 2.0):
+        record(make_run(lr=lr))
+    capsys.readouterr()
+    assert tracking.drain() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
 
 
 def test_an_entry_that_changed_while_it_was_recorded_stays(make_run, spooled):

@@ -7,6 +7,7 @@ made up for by looking again.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,10 +25,28 @@ PARENT = "mlflow.parentRunId"
 _MADE = "flowloom.made"
 """Tag of the runs that are made here: a random word, another for each that is asked for."""
 _GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+_ADDRESS = re.compile(
+    r"https?://|sqlite(\+\w+)?:///|(postgresql|mysql|mssql)(\+\w+)?://|databricks(:|$)"
+)
+"""What keeps runs and models both; MLflow has given up its folders of files."""
+
+
+class AddressError(ValueError):
+    """What names the tracker is no address of one."""
 
 
 def connect() -> MlflowClient:
-    """A client of the tracker and registry in use; a server that is down is not waited for."""
+    """A client of the tracker and registry in use; a server that is down is not waited for.
+
+    Raises:
+        AddressError: If `MLFLOW_TRACKING_URI` names nothing of the kind.
+    """
+    uri = tracking_uri()
+    if not _ADDRESS.match(uri):
+        raise AddressError(
+            f"MLFLOW_TRACKING_URI: got {uri!r}, expected a server's address (http://, https://) or "
+            "a database's (sqlite:///, postgresql://)"
+        )
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -38,7 +57,6 @@ def connect() -> MlflowClient:
     from mlflow import MlflowClient
 
     be_quiet()
-    uri = tracking_uri()
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)

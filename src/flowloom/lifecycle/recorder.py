@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from flowloom.lifecycle import run_facts, spool, versioning
 from flowloom.lifecycle.mlflow_tree import (
+    AddressError,
     connect,
     given_run,
     is_down,
@@ -83,6 +84,7 @@ class Recorder:
                     print(f"[tracking] {path.name} stays: {_one_line(error)}", file=sys.stderr)
                     # A folder that cannot be read says nothing about the tracker.
                     unread = isinstance(error, (KeyError, TypeError, ValueError))
+                    unread = unread and not isinstance(error, AddressError)
                     if not unread and (self._client is None or is_down(self._client, error)):
                         break
             return len(spool.waiting())
