@@ -7,17 +7,21 @@ Facts pinned:
 - what a turn goes on from is found once, when it starts, and stays in its record;
 - one process at a time works on a turn;
 - on a cluster the turn has the engine's run's name: its first step freezes the champion, once, and
-  its end and error are in the record and in the tracking run, a mistaken recipe too;
+  its end and error are in the record and in the tracking run, a mistaken recipe too; one that was
+  stopped did not finish, and one that never began leaves nothing;
+- a step with other code or data than the turn's is refused;
 - a step's artifact points to the run folder, or is copied where the engine stores artifacts; what
   is nothing is left out of a step's inputs.
 """
 
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
 
-from flowloom.lifecycle import recall, turns
+from flowloom import runs
+from flowloom.lifecycle import recall, spool, turns
 from flowloom.lifecycle.steps import NOTHING, folders, hand_on, hand_over
 
 FIELDS = {
@@ -89,7 +93,13 @@ def test_one_process_at_a_time():
         turns.held(turn),
     ):
         pass
-    with turns.held(turn):
+    # Whoever held it before leaves no part of its number in the message.
+    (turn.dir / "lock").write_text("12345678901")
+    with (
+        turns.held(turn),
+        pytest.raises(ValueError, match=rf"turn 0001: process {os.getpid()} works on it"),
+        turns.held(turn),
+    ):
         pass
 
 
@@ -153,7 +163,8 @@ def test_a_local_artifact_points_to_the_run_folder(make_run, monkeypatch):
     assert turns.load("0001").record["stages"] == {"train_reward-2": result.digest}
 
 
-def test_a_remote_artifact_is_copied(make_run, tmp_path):
+def test_a_remote_artifact_is_copied(make_run, tmp_path, monkeypatch):
+    monkeypatch.setenv("FLOWLOOM_TURN", "run-7")  # whose record is on no disk of this step
     result = make_run().result()
     place = tmp_path / "s3" / "bucket" / "designer"
     artifact = SimpleNamespace(uri="s3://bucket/designer", path=str(place), metadata={})
@@ -205,6 +216,8 @@ def test_a_turn_on_a_cluster_is_recorded(on_a_cluster, monkeypatch):
     monkeypatch.setattr(registry, "champion", lambda: SimpleNamespace(version="4"))
     assert turns.begin("continuous_training", "smoke", {}, "auto") == "3"
     assert turns.latest() is None  # turns of this machine are counted apart
+    (run,) = on_a_cluster.search_runs([tracking.experiment(on_a_cluster)])
+    assert run.info.status == "RUNNING"  # seen from the start
     turns.close("FAILED", "Task turn failed.")
     record = turns.load("run-7").record
     assert (record["status"], record["champion"]) == ("failed", "3")
@@ -213,6 +226,49 @@ def test_a_turn_on_a_cluster_is_recorded(on_a_cluster, monkeypatch):
     assert run.info.status == "FAILED"
     assert run.data.params["recipe"] == "smoke"
     assert run.data.tags["flowloom.error"] == "Task turn failed."
+
+
+@pytest.mark.parametrize("named", ["", "3"])
+def test_on_a_cluster_the_opponent_is_none_or_the_one_named(on_a_cluster, monkeypatch, named):
+    from flowloom.lifecycle import registry
+
+    assert turns.begin("continuous_training", "smoke", {}, "auto") == ""  # there is none yet
+    monkeypatch.setenv("FLOWLOOM_TURN", "run-8")
+    monkeypatch.setattr(registry, "champion", lambda: SimpleNamespace(version="4"))
+    assert turns.begin("continuous_training", "smoke", {}, named) == named
+    assert turns.load("run-8").champion == (named or None)
+
+
+def test_a_turn_that_was_stopped_did_not_finish(on_a_cluster):
+    turns.begin("continuous_training", "smoke", {}, "")
+    turns.close("CANCELLED", None)
+    assert turns.load("run-7").record["status"] == "failed"
+
+
+def test_a_turn_that_never_began_ends_all_the_same(monkeypatch):
+    monkeypatch.setenv("FLOWLOOM_TURN", "run-7")
+    turns.close("FAILED", "Task begin_turn failed.")
+    assert not (runs.home() / "turns").exists()
+
+
+def test_the_end_of_a_turn_waits_for_the_process_that_records(monkeypatch):
+    turn = turns.open_turn(FIELDS, lambda: None)
+    monkeypatch.setenv("FLOWLOOM_TURN", turn.name)
+    monkeypatch.setenv("FLOWLOOM_TRACKING", "spool")
+    turns.close("SUCCEEDED", None)
+    assert [path.name for path in spool.waiting()] == ["0001-turn-0001.json"]
+
+
+def test_other_code_or_data_than_the_turns_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "data.dvc").write_text(f"outs:\n- md5: {'a' * 32}.dir\n")
+    monkeypatch.setenv("FLOWLOOM_DATA", str(tmp_path / "data"))
+    begun = turns.sources()
+    turns.check_sources("train_sft", begun)
+    (tmp_path / "data.dvc").write_text(f"outs:\n- md5: {'b' * 32}.dir\n")
+    with pytest.raises(
+        ValueError, match=rf"train_sft: sources: got .*bbb\.dir, expected the turn's {begun}"
+    ):
+        turns.check_sources("train_sft", begun)
 
 
 def test_a_mistaken_recipe_is_the_turns_failure(on_a_cluster):
