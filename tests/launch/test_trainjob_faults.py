@@ -96,6 +96,9 @@ def test_without_a_cluster_there_is_one_line(rehearse, monkeypatch, tmp_path):
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     with pytest.raises(api.ApiError, match="Kubernetes: connect: no cluster to talk to"):
         start()
+    (tmp_path / "none").write_text("{contexts: [")
+    with pytest.raises(api.ApiError, match=r"connect: /.*/none: got .*, expected a kubeconfig$"):
+        start()
 
 
 def test_half_a_line_of_a_watch_is_no_answer(cluster, monkeypatch):

@@ -182,23 +182,28 @@ def connect(context: str | None = None) -> Api:
     Raises:
         ApiError: There is neither.
     """
+    import yaml
     from kubernetes import client, config
 
     settings = client.Configuration()
     settings.retries = False  # pyright: ignore[reportAttributeAccessIssue]
+    # Said here too: the client reads the variable only once, when it is imported.
+    file = os.environ.get("KUBECONFIG")
     try:
         if context is None and os.environ.get("KUBERNETES_SERVICE_HOST") and _IN_POD.is_file():
             config.load_incluster_config(client_configuration=settings)
             namespace = _IN_POD.read_text().strip()
         else:
-            # Said here too: the client reads the variable only once, when it is imported.
-            file = os.environ.get("KUBECONFIG")
             config.load_kube_config(file, context, client_configuration=settings)
             contexts, used = cast("Any", config.list_kube_config_contexts(file))
             chosen: Any = next((item for item in contexts if item["name"] == context), used)
             namespace = chosen["context"].get("namespace") or NAMESPACE
     except (config.ConfigException, OSError) as error:
         raise ApiError("connect", f"no cluster to talk to: {error}") from error
+    except (yaml.YAMLError, TypeError) as error:
+        said = " ".join(str(error).split())
+        where = file or config.KUBE_CONFIG_DEFAULT_LOCATION
+        raise ApiError("connect", f"{where}: got {said}, expected a kubeconfig") from error
     return Api(client.ApiClient(settings), namespace)
 
 
