@@ -3,7 +3,8 @@
 Facts pinned:
 - every secret and key that pods, steps and TrainJobs name is in `infra/prerequisites.yaml` and in
   `docs/deploy.md`; one that may be missing is not waited for; what `kind` generates is complete;
-- every claim and service account that steps name is in the namespace they run in;
+- every claim and service account that steps name is in the namespace they run in; pods of TrainJobs
+  have the home of steps at the same place;
 - pods and steps with a GPU select a pool of the cluster and tolerate its taint, no others do; pools
   are the same in `pipelines.clusters`, in the prerequisites and, for prod, as NodePools;
 - the quota has room for all servers, as many of the largest step as run at once, and a TrainJob;
@@ -38,7 +39,7 @@ from tests.infra import (
     rendered,
     validation,
 )
-from tests.infra.rendered import OVERLAYS, put, title
+from tests.infra.rendered import OVERLAYS, of_kind, put, title
 
 LISTED = {pods.base_name(image) for image in (CPU_IMAGE, GPU_IMAGE, RENDER_IMAGE)}
 DOCS = rendered.ROOT / "docs" / "deploy.md"
@@ -77,7 +78,7 @@ def declared(documents=()):
         | dict.fromkeys(secret["optional"], True)
         for secret in rendered.prerequisites()["secrets"]
     }
-    for document in references.of_kind(list(documents), "Secret"):
+    for document in of_kind(documents, "Secret"):
         found[document["metadata"]["name"]] |= dict.fromkeys(document["data"], False)
     return found
 
@@ -105,7 +106,9 @@ def beside(documents, cluster, steps):
         runtime = f"ClusterTrainingRuntime/{job['spec']['runtimeRef']['name']}"
         trainer = job["spec"]["trainer"]
         (pod,) = [pod for pod in pods.pods(documents) if pod.where.startswith(runtime)]
-        pod.spec["containers"][0]["resources"] = trainer["resourcesPerNode"]
+        asked = pod.spec["containers"][0]["resources"]
+        for part, amounts in trainer.get("resourcesPerNode", {}).items():
+            asked[part] |= amounts  # as the trainer merges them
         found += capacity.asked(pod, trainer["numNodes"])
     return found
 
@@ -178,6 +181,25 @@ def test_what_steps_name_is_there(documents, cluster, steps):
     assert "no ServiceAccount/default in flowloom" in found
 
 
+def test_training_runtimes_have_the_home_of_steps(documents, steps):
+    (home,) = {
+        (mount["constant"], mount["mountPath"])
+        for step in steps
+        for mount in step.kubernetes["pvcMount"]
+    }
+    runtimes = [pod for pod in pods.pods(documents) if pod.kind == "ClusterTrainingRuntime"]
+    assert runtimes
+    for pod in runtimes:
+        ((_, container),) = pod.containers
+        assert container["name"] == "node"  # where the trainer puts command and variables
+        claims = {
+            volume["name"]: volume.get("persistentVolumeClaim", {}).get("claimName")
+            for volume in pod.spec["volumes"]
+        }
+        mounts = container["volumeMounts"]
+        assert home in {(claims[mount["name"]], mount["mountPath"]) for mount in mounts}
+
+
 def test_pods_are_placed(overlay, documents, steps):
     gpu = rendered.prerequisites()["gpu"]["resource"]
     wanted = capacity.placements(documents, steps, gpu)
@@ -228,7 +250,7 @@ def test_quota_has_room(documents, cluster, steps):
 
 @pytest.mark.parametrize(
     ("name", "amount"),
-    [("requests.nvidia.com/gpu", "9"), ("requests.memory", "150Gi"), ("pods", "5")],
+    [("requests.nvidia.com/gpu", "9"), ("requests.memory", "250Gi"), ("pods", "5")],
 )
 def test_small_quota_is_found(name, amount):
     documents = rendered.documents("prod")
