@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from tests.infra.pods import pods
-from tests.infra.rendered import Document, title
+from tests.infra.rendered import Document, of_kind, title
 
 ROLES = ("Role", "ClusterRole")
 BINDINGS = ("RoleBinding", "ClusterRoleBinding")
@@ -16,16 +16,16 @@ def flows(documents: list[Document]) -> set[tuple[str, str, str, str]]:
 
     A selector reads as its labels; `*` is every pod of the namespace, `anywhere` every address.
     """
-    return {flow for document in _policies(documents) for flow in _flows_of(document["spec"])}
+    return {
+        flow
+        for document in of_kind(documents, "NetworkPolicy")
+        for flow in _flows_of(document["spec"])
+    }
 
 
 def reached(documents: list[Document]) -> set[tuple[str, str, str]]:
     """Who may reach whom at which ports, whichever side says so: `one_sided` tells of the other."""
     return {flow[1:] for flow in flows(documents)}
-
-
-def _policies(documents: list[Document]) -> list[Document]:
-    return [document for document in documents if document["kind"] == "NetworkPolicy"]
 
 
 def _flows_of(spec: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
@@ -74,14 +74,14 @@ def default_deny(documents: list[Document]) -> list[str]:
     """Each namespace with pods has a policy for all of them that allows nothing, either way."""
     denied = {
         document["metadata"].get("namespace")
-        for document in _policies(documents)
+        for document in of_kind(documents, "NetworkPolicy")
         if document["spec"]["podSelector"] == {}
         and set(document["spec"].get("policyTypes", [])) == {"Ingress", "Egress"}
         and not document["spec"].get("ingress")
         and not document["spec"].get("egress")
     }
     ours = {pod.namespace for pod in pods(documents) if pod.namespace}
-    ours |= {d["metadata"]["name"] for d in documents if d["kind"] == "Namespace"}
+    ours |= {d["metadata"]["name"] for d in of_kind(documents, "Namespace")}
     return [f"Namespace/{name}: expected a policy that denies" for name in sorted(ours - denied)]
 
 
@@ -111,7 +111,7 @@ def idle(documents: list[Document], others: Iterable[Mapping[str, str]]) -> list
     """
     known = [pod.labels for pod in pods(documents)] + list(others)
     found = []
-    for document in _policies(documents):
+    for document in of_kind(documents, "NetworkPolicy"):
         spec = document["spec"]
         peers = [p for rule in spec.get("ingress", []) for p in rule.get("from", [])]
         peers += [p for rule in spec.get("egress", []) for p in rule.get("to", [])]
@@ -133,9 +133,7 @@ def _chosen(selector: dict[str, Any], labels: Mapping[str, str]) -> bool:
 def rules(documents: list[Document]) -> set[tuple[str, str, str, str]]:
     """What roles allow: role, API group, resource (and names, if limited to some), verbs."""
     found = set()
-    for document in documents:
-        if document["kind"] not in ROLES:
-            continue
+    for document in of_kind(documents, *ROLES):
         for rule in document.get("rules", []):
             names = "|".join(sorted(rule.get("resourceNames", [])))
             for group in rule.get("apiGroups", [""]):
@@ -158,13 +156,12 @@ def wildcards(documents: list[Document]) -> list[str]:
 def bindings(documents: list[Document]) -> set[tuple[str, str]]:
     """Which role is bound to whom: `RoleBinding` or `ClusterRoleBinding`, role, subject."""
     found = set()
-    for document in documents:
-        if document["kind"] in BINDINGS:
-            role = f"{document['roleRef']['kind']}/{document['roleRef']['name']}"
-            for subject in document.get("subjects", []):
-                where = subject.get("namespace", "")
-                who = f"{subject['kind']}/{where}/{subject['name']}".replace("//", "/")
-                found.add((f"{document['kind']} {role}", who))
+    for document in of_kind(documents, *BINDINGS):
+        role = f"{document['roleRef']['kind']}/{document['roleRef']['name']}"
+        for subject in document.get("subjects", []):
+            where = subject.get("namespace", "")
+            who = f"{subject['kind']}/{where}/{subject['name']}".replace("//", "/")
+            found.add((f"{document['kind']} {role}", who))
     return found
 
 
@@ -173,8 +170,7 @@ def loose_bindings(documents: list[Document]) -> list[str]:
     there = {title(d) for d in documents}
     accounts = {
         f"ServiceAccount/{d['metadata'].get('namespace')}/{d['metadata']['name']}"
-        for d in documents
-        if d["kind"] == "ServiceAccount"
+        for d in of_kind(documents, "ServiceAccount")
     }
     found = []
     for bound, who in sorted(bindings(documents)):

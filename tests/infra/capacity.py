@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from tests.infra.compiled import Step
 from tests.infra.pods import SERVERS, Pod, pods, quantity
-from tests.infra.references import of_kind
-from tests.infra.rendered import Document, title
+from tests.infra.rendered import Document, of_kind, title
 
 
 def tolerated(taints: list[dict[str, str]], tolerations: list[dict[str, str]]) -> bool:

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import yaml
 
-ROOT = Path(__file__).parents[2]
+from tests.infra.pods import pods
+from tests.infra.rendered import INFRA
+
 _VARIABLE = re.compile(r"\$\$|\$\(([A-Za-z0-9_]+)\)")
 
 
@@ -21,7 +23,9 @@ class Command:
     """What to start."""
 
     words: list[str]
+    """Program and arguments."""
     environment: dict[str, str]
+    """Its variables, and no others."""
 
 
 def command(manifest, kind, name, container, secrets, mounts, replaced=()):
@@ -56,12 +60,9 @@ def command(manifest, kind, name, container, secrets, mounts, replaced=()):
 
 
 def _container(manifest, kind, name, container):
-    documents = yaml.safe_load_all((ROOT / "infra" / manifest).read_text())
-    found = next(d for d in documents if (d["kind"], d["metadata"]["name"]) == (kind, name))
-    spec = found["spec"]["jobTemplate"]["spec"] if kind == "CronJob" else found["spec"]
-    pod = spec["template"]["spec"]
-    both = [*pod.get("initContainers", ()), *pod["containers"]]
-    return next(item for item in both if item["name"] == container)
+    found = pods(yaml.safe_load_all((INFRA / manifest).read_text()))
+    pod = next(pod for pod in found if pod.where == f"{kind}/{name}")
+    return next(item for _, item in pod.containers if item["name"] == container)
 
 
 def _expanded(word, given):

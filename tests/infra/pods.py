@@ -4,12 +4,12 @@ A finding is one line, `Kind/name path: got, expected`. A pod is whatever templa
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from tests.infra.rendered import Document, title
+from tests.infra.rendered import Document, of_kind, title
 
 TEMPLATES = {
     "Deployment": ("spec", "template"),
@@ -54,7 +54,7 @@ class Pod:
         ]
 
 
-def pods(documents: list[Document]) -> Iterator[Pod]:
+def pods(documents: Iterable[Document]) -> Iterator[Pod]:
     """Every pod template of the documents, training runtimes' included."""
     for document in documents:
         kind, where = document["kind"], title(document)
@@ -135,9 +135,8 @@ def enforced(documents: list[Document]) -> list[str]:
     label = "pod-security.kubernetes.io/enforce"
     return [
         f"{title(document)} {label}: got {got}, expected restricted"
-        for document in documents
-        if document["kind"] == "Namespace"
-        and (got := document["metadata"].get("labels", {}).get(label)) != "restricted"
+        for document in of_kind(documents, "Namespace")
+        if (got := document["metadata"].get("labels", {}).get(label)) != "restricted"
     ]
 
 
@@ -237,8 +236,7 @@ def tokens(documents: list[Document], mounted: set[str]) -> list[str]:
     """Each pod has a service account that is there; a token only where the account is listed."""
     accounts = {
         (d["metadata"].get("namespace"), d["metadata"]["name"]): d
-        for d in documents
-        if d["kind"] == "ServiceAccount"
+        for d in of_kind(documents, "ServiceAccount")
     }
     found = []
     for (_, name), account in accounts.items():

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tests.infra.compiled import Step
 from tests.infra.pods import SERVERS, Pod, pods
-from tests.infra.rendered import Document, title
+from tests.infra.rendered import Document, of_kind, title
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,11 +20,6 @@ class SecretUse:
     """Which key; None for all that are there."""
     optional: bool
     """Whether the pod starts without it."""
-
-
-def of_kind(documents: list[Document], *kinds: str) -> list[Document]:
-    """Documents of these kinds."""
-    return [document for document in documents if document["kind"] in kinds]
 
 
 def names(documents: list[Document], *kinds: str) -> set[str]:

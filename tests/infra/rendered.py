@@ -11,6 +11,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,11 @@ def documents(overlay: str) -> list[Document]:
 def prerequisites() -> Document:
     """What `infra/prerequisites.yaml` declares."""
     return yaml.safe_load((INFRA / "prerequisites.yaml").read_text())
+
+
+def of_kind(documents: Iterable[Document], *kinds: str) -> list[Document]:
+    """Documents of these kinds."""
+    return [document for document in documents if document["kind"] in kinds]
 
 
 def title(document: Document) -> str:

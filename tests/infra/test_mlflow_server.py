@@ -29,8 +29,9 @@ from flowloom import runs
 from flowloom.lifecycle import journal, registry, tracking, versioning
 from flowloom.lifecycle.config import GateConfig
 from flowloom.lifecycle.gate import gate
-from tests.infra.containers import ROOT, command
+from tests.infra.containers import command
 from tests.infra.postgres import postgres
+from tests.infra.rendered import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
