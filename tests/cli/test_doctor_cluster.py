@@ -178,7 +178,7 @@ def test_a_cluster_with_everything(cluster, doctor, overlay):
         "shared (efs.csi.aws.com, default, by its name shared)"
         in found["storage classes"]["detail"]
     )
-    assert found["rights to trainjobs"]["detail"] == "create, get, list, watch, delete"
+    assert found["rights to trainjobs"]["detail"] == "create, get, delete"
     assert ("karpenter" in found) == (overlay == "prod")
 
 
@@ -317,7 +317,7 @@ def test_rights_are_what_the_server_says(cluster, doctor):
 
     cluster.answers[REVIEW] = review
     status, found = doctor()
-    assert found["rights to trainjobs"]["detail"] == "create, get, list, watch; may not delete"
+    assert found["rights to trainjobs"]["detail"] == "create, get; may not delete"
     assert found["rights to pods/log"]["detail"] == "nothing; may not get"
     assert found["rights to pods"]["ok"]
     assert status == 0

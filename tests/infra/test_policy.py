@@ -148,7 +148,7 @@ RULES = {
     (STEPS_ROLE, "", "pods/log", "get"),
     (STEPS_ROLE, "", "secrets mlpipeline-minio-artifact", "get"),
     (STEPS_ROLE, "argoproj.io", "workflowtaskresults", "create patch"),
-    (STEPS_ROLE, "trainer.kubeflow.org", "trainjobs", "create delete get list watch"),
+    (STEPS_ROLE, "trainer.kubeflow.org", "trainjobs", "create delete get"),
     (SUBMIT_ROLE, "pipelines.kubeflow.org", "experiments", "create get list"),
     (SUBMIT_ROLE, "pipelines.kubeflow.org", "jobs", "create delete disable enable get list"),
     (SUBMIT_ROLE, "pipelines.kubeflow.org", "pipelines", "create get list"),

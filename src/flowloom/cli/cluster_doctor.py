@@ -23,7 +23,7 @@ PREREQUISITES = "prerequisites.yaml"
 PIPELINES = "kubeflow-pipelines"
 ACCOUNTS = ("flowloom-steps", "flowloom-training", "flowloom-servers", "flowloom-submit")
 RIGHTS = (
-    (TRAIN_JOBS.group, TRAIN_JOBS.plural, ("create", "get", "list", "watch", "delete")),
+    (TRAIN_JOBS.group, TRAIN_JOBS.plural, ("create", "get", "delete")),
     (PODS.group, PODS.plural, ("get", "list", "watch")),
     (PODS.group, "pods/log", ("get",)),
 )
