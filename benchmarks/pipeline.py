@@ -28,6 +28,8 @@ from flowloom.runs import code_digest
 
 WHOLE, QUICK = ("continuous_training", "demo"), ("tune_generator", "smoke")
 """Pipeline and recipe."""
+LISTS = ("members", "training", "parts")
+"""Inputs that are several folders."""
 
 
 def environment(home):
@@ -96,7 +98,7 @@ def in_one_process(recipe, finished):
             inputs = {}
             for name, text in identity["inputs"].items():
                 paths = [made[part] for part in text.split(",")]
-                inputs[name] = paths if _is_list(stage, name) else paths[0]
+                inputs[name] = paths if name in LISTS else paths[0]
             config = recipes.stage_config(recipe, stage, identity["config"])
             result = stages.run(stage, config, inputs)
             made[digest] = result.out_dir
@@ -107,10 +109,6 @@ def in_one_process(recipe, finished):
 
 def _digests(inputs):
     return {part for text in inputs.values() for part in text.split(",")}
-
-
-def _is_list(stage, name):
-    return name in ("members", "training", "parts")
 
 
 def peer(recipe, finished, home):
