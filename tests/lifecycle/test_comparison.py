@@ -13,6 +13,7 @@ import pytest
 
 from flowloom import runs
 from flowloom.lifecycle import comparison, tracking
+from flowloom.lifecycle.record import Subject
 from flowloom.lifecycle.records import Records
 from flowloom.lifecycle.surroundings import different
 
@@ -88,6 +89,10 @@ def test_of_a_registered_model_its_evaluation_is_shown():
     assert [metric.difference for metric in found.metrics] == [0.0]
     assert [picture.verdict for picture in found.pictures] == ["equal"]
     assert found.facts[0] == ("stage", "register", "tune_generator")
+    assert found.inputs == (("evaluation", evaluated.digest, "(none)"),)
+    unknown = Subject(title="flow-designer version 9", digest=None, record=None)
+    with pytest.raises(ValueError, match="flow-designer version 9: no recorded run made it"):
+        comparison.compare(records, evaluated, unknown)
 
 
 def test_metrics_come_from_the_tracker_where_no_folder_is_left(tracked, make_run):

@@ -88,6 +88,7 @@ def test_of_several_makers_one_is_followed_or_all():
         found = trace(Records(), [digest], {digest: maker})
         assert list(found.artifacts) == [*maker.artifacts["pairs"], digest]
         assert found.artifacts[digest].makers[0] == maker
+        assert len(found.artifacts[digest].makers) == 2
     assert set(trace(Records(), [digest], every=True).artifacts) == {*inputs, digest}
 
 
@@ -105,12 +106,14 @@ def test_a_long_chain_is_no_recursion():
 
 
 def test_two_turns_of_one_run_are_one_maker(tracked, make_run, monkeypatch):
+    monkeypatch.setenv("FLOWLOOM_COMMIT", "abc")
     run = make_run()
     for turn in ("0001", "0002"):
         monkeypatch.setenv("FLOWLOOM_TURN", turn)
         tracking.record_now(run)
     (record,) = Records().by_digest(run.result().digest)
     assert len(record.run_ids) == 2
+    assert trace(Records(), [record.digest]).to_dict()["commits"] == ["abc"]
     assert record.folder == run.dir
     assert record.packages["python"]
     assert Records().identity(record) == json.loads((run.dir / "config.json").read_text())

@@ -3,7 +3,8 @@
 Facts pinned:
 - where nothing was registered nothing is found, and no tracker is made by looking;
 - the candidate is gone on from, whatever the gate said of it; if it has other prompts, rubric or
-  data, or no proposals, the champion is, and what was passed over is told;
+  data, or no proposals, or no recorded run made it, the champion is, and what was passed over is
+  told;
 - a version named by a person must fit;
 - an artifact is the folder of the run that made it here, else it is fetched by its digest, once;
   one that was changed since is refused.
@@ -85,6 +86,20 @@ def test_what_does_not_fit_is_passed_over(register, tracked, capsys):
         assert capsys.readouterr().err.endswith(told)
         with pytest.raises(ValueError, match=f"previous: got version {version}: {reason}"):
             recall.find(CONFIG, version)
+
+
+def test_a_version_that_no_recorded_run_made_is_passed_over(register, tracked, make_parts, capsys):
+    first, parts = register("a")
+    tracked.set_registered_model_alias(registry.NAME, registry.CHAMPION, first)
+    second = registry.register(make_parts("b"))[1]
+    assert recall.find(CONFIG) == digests(first, parts)
+    told = f"from version {second}: no recorded run made its triplets, adapter\n"
+    assert capsys.readouterr().err.endswith(told)
+    known = tracked.get_model_version(registry.NAME, second)
+    tags = known.tags | {"flowloom.digest": "0" * 32 + ".dir"}
+    made = tracked.create_model_version(registry.NAME, known.source, known.run_id, tags=tags)
+    with pytest.raises(ValueError, match="got version 3: no recorded run made it"):
+        recall.find(CONFIG, str(made.version))
 
 
 def test_other_data_or_no_such_version(register, monkeypatch, capsys):

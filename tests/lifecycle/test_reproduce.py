@@ -3,7 +3,7 @@
 Facts pinned:
 - inputs come from the remote by their digest, never from a run folder; nothing made before counts;
 - a chain is repeated in order and stops at the first artifact that differs, its file named;
-- another code, data file, catalogue, package version or configuration is named before anything;
+- a replaced or an added field of the configuration is named, and so is what no run made;
 - every recipe's configuration comes back from `config.json` as it was, derived fields too;
 - a stage that fails here is said to fail; a model's folder is built again from published parts;
 - in a second checkout, with the tracker and the remote alone, a chain gives the same bytes, and
@@ -20,8 +20,14 @@ import pytest
 
 from flowloom import recipes, runs
 from flowloom.config import override, to_dict
-from flowloom.lifecycle import packages, registry, reproduce, surroundings, tracking, versioning
-from flowloom.lifecycle.pointer import dvc_file
+from flowloom.lifecycle import (
+    registry,
+    reproduce,
+    storage,
+    tracking,
+    versioning,
+)
+from flowloom.lifecycle.record import Subject
 from flowloom.lifecycle.records import Records, first_difference
 from flowloom.lifecycle.versioning import Difference
 from flowloom.recipes import RECIPES
@@ -63,6 +69,7 @@ def stages_that_write(monkeypatch):
         seen = {n: [runs.folder_digest(p) for p in paths] for n, paths in inputs.items()}
         given.append((identity["stage"], seen))
         assert not any(home in str(p) for ps in inputs.values() for p in ps for home in ("runs",))
+        assert storage.is_held(fresh)  # nobody who cleans up takes it away
         out = folder / "out"
         out.mkdir()
         (out / "a.txt").write_text(identity["config"]["text"])
@@ -147,41 +154,43 @@ def test_a_replaced_value_is_named_as_the_cause(chain, stages_that_write):
     assert lines[0] == f"not as it was: {found.changes[0]}"
 
 
+def test_a_field_that_this_checkout_adds_is_named(chain, stages_that_write, monkeypatch):
+    written = reproduce._repeat
+
+    def newer(identity, inputs, folder, fresh):
+        out, got = written(identity, inputs, folder, fresh)
+        config = {**identity, "config": {**identity["config"], "new": 1}}
+        (folder / "config.json").write_text(json.dumps(config))
+        return out, got
+
+    monkeypatch.setattr(reproduce, "_repeat", newer)
+    found, _ = go(folder_of("train_grpo"))
+    assert found.changes == ("train_grpo: config: new: got 1, the run had (none)",)
+
+
+def test_what_was_made_is_kept_if_asked_for(chain, stages_that_write):
+    records, lines = Records(), []
+    plan = reproduce.plan(records, records.subject(folder_of("train_grpo")))
+    reproduce.reproduce(records, plan, say=lines.append, keep=True)
+    (kept,) = (runs.home() / "reproduce").iterdir()
+    assert lines[-1] == f"kept: {kept}"
+    assert (kept / "again" / "00-train_grpo" / "out" / "a.txt").read_text() == "adapter"
+
+
+def test_what_no_run_made_cannot_be_made_again():
+    lost = "0" * 32 + ".dir"
+    finished("train_sft", "designer", {"pairs": lost})
+    with pytest.raises(ValueError, match=f"artifact {lost}: no recorded run made it"):
+        go(folder_of("train_sft"), model=True)
+    unknown = Subject(title="flow-designer version 1", digest=lost, record=None, version="1")
+    with pytest.raises(ValueError, match="version 1: no recorded run made it; nothing to"):
+        reproduce.plan(Records(), unknown)
+
+
 def test_an_input_that_nobody_published_is_one_line(chain, stages_that_write):
     shutil.rmtree(runs.home() / "store")
     with pytest.raises(ValueError, match="got no manifest"):
         go(folder_of("train_grpo"))
-
-
-def test_what_surrounds_a_run_is_compared(chain, monkeypatch, tmp_path):
-    (record,) = Records().by_digest(chain[2])
-    assert surroundings.changes(Records(), [record]) == []
-    other = dataclasses.replace(
-        record, code="0" * 64, commit="abc", packages={"numpy": "0.1", "python": "0"}
-    )
-    lines = surroundings.changes(Records(), [other])
-    assert lines[0].endswith("expected 000000000000; git checkout abc")
-    assert lines[1] == f"package numpy: got {packages.installed('numpy')}, expected 0.1"
-    assert lines[2].startswith("package python")
-
-
-def test_a_changed_data_file_is_named(monkeypatch, tmp_path, chain):
-    data = tmp_path / "data"
-    data.mkdir()
-    (data / "a.txt").write_text("a")
-    (data / "b.txt").write_text("b")
-    pointer = versioning.publish(data)
-    (tmp_path / "data.dvc").write_text(dvc_file(pointer, "data"))
-    monkeypatch.setenv("FLOWLOOM_DATA", str(data))
-    (record,) = Records().by_digest(chain[2])
-    record = dataclasses.replace(record, data=pointer.md5)
-    assert surroundings.changes(Records(), [record]) == []
-    (data / "b.txt").write_text("c")  # data.dvc still says that nothing changed
-    lines = surroundings.changes(Records(), [record])
-    assert lines[0].startswith("data: got ")
-    assert "`rm -r data && make data` brings it back" in lines[0]
-    digests = [runs.hashlib.md5(text).hexdigest() for text in (b"c", b"b")]
-    assert lines[1] == f"data: b.txt: got digest {digests[0]}, expected {digests[1]}"
 
 
 def test_every_configuration_comes_back_from_its_json():
@@ -212,10 +221,12 @@ def test_a_stage_is_told_nothing_of_where_to_record(chain, monkeypatch):
         return SimpleNamespace(returncode=2)
 
     monkeypatch.setattr(reproduce.subprocess, "run", run)
-    for name in ("FLOWLOOM_TURN", "FLOWLOOM_STORE", "MLFLOW_RUN_ID"):
+    forgotten = {"FLOWLOOM_TURN", "FLOWLOOM_STEP", "FLOWLOOM_STORE", "MLFLOW_RUN_ID"}
+    for name in forgotten:
         monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.tracking_uri())
     go(folder_of("build_pairs"))
-    assert not {"FLOWLOOM_TURN", "FLOWLOOM_STORE", "MLFLOW_RUN_ID"} & given.keys()
+    assert not {*forgotten, "MLFLOW_TRACKING_URI"} & given.keys()
     assert given["FLOWLOOM_TRACKING"] == "spool"
     assert Path(given["FLOWLOOM_HOME"]).parent == runs.home() / "reproduce"
 
@@ -231,32 +242,6 @@ def test_a_decision_cannot_be_repeated():
     finished("promote", "decision")
     with pytest.raises(ValueError, match="decides by the registry as it is"):
         go(folder_of("promote"))
-
-
-def test_a_config_json_that_is_not_as_it_was_recorded_is_named(
-    tracked, make_run, stages_that_write
-):
-    run = make_run()
-    tracking.record_now(run)
-    (record,) = Records().by_digest(run.result().digest)
-    identity = Records().identity(record)
-    assert surroundings.config_changes(Records(), record, identity, identity["config"]) == []
-    tampered = {**identity, "config": {"lr": 0.2}}
-    lines = surroundings.config_changes(Records(), record, tampered, tampered["config"])
-    assert "is not the one the run was made with" in lines[0]
-    assert lines[1:] == ["train_sft: config: lr: config.json has 0.2, recorded was 0.1"]
-
-
-def test_another_catalogue_is_named(chain):
-    class Turned(Records):
-        def turn_param(self, record, name):
-            return "0" * 64
-
-    made = Turned().by_digest(chain[2])
-    lines = surroundings.changes(Turned(), made)
-    assert len(lines) == 1
-    assert lines[0].startswith("catalogue: got hash ")
-    assert lines[0].endswith("expected 000000000000")
 
 
 def test_a_model_is_put_together_again_from_its_published_parts(tracked, make_parts):

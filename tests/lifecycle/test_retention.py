@@ -138,10 +138,30 @@ def test_what_somebody_takes_up_meanwhile_stays():
     assert len(names(found, "run")) == 2
     shutil.rmtree(old.out_dir.parent)
     versioning.publish(shared.out_dir)  # it finds its objects there, old
+    gone = {old.digest, runs.hashlib.md5(b"old").hexdigest()}
     with runs.exclusive(runs.Run("evaluate", shared.out_dir.parent)):
-        retention.delete(found)
+        deleted = retention.delete(found)
+    assert deleted == sum(item.size for item in found.items if item.name in gone)
     assert shared.out_dir.is_dir()
     assert objects() == {shared.digest, runs.hashlib.md5(b"shared").hexdigest()}
+
+
+def test_an_object_that_is_found_while_it_is_deleted_stays(monkeypatch):
+    finished("report", "old")
+    store, digest = remotes.find("store"), runs.hashlib.md5(b"old").hexdigest()
+    path, before_s, replace = Path(store.place, object_key(digest)), time.time(), os.replace
+    os.utime(path, (before_s - DAY_S, before_s - DAY_S))
+
+    def late(source, target):
+        if Path(source) == path:
+            os.utime(path, (before_s + 1, before_s + 1))  # a publisher finds it
+        replace(source, target)
+
+    monkeypatch.setattr(storage.os, "replace", late)
+    assert not storage.remove(store, digest, before_s)
+    assert path.read_text() == "old"
+    monkeypatch.setattr(storage.os, "replace", None)  # a young one is never away
+    assert not storage.remove(store, digest, before_s)
 
 
 def test_what_a_young_manifest_names_stays():
@@ -294,6 +314,9 @@ def test_a_pinned_run_stays_until_it_is_unpinned(monkeypatch):
     retention.pin(records, "run", True)
     assert look(records).items == ()
     assert look(records).kept == {"of pinned run report": 1}
+    records.client.tags["run"]["flowloom.artifact"] = json.dumps({"md5": old.digest})
+    del records.client.tags["run"]["flowloom.digest"]  # as older runs have it
+    assert look(records).items == ()
     retention.pin(records, "run", False)
     retention.pin(records, "run", False)  # twice is no error
     assert names(look(records), "run") == {str(old.out_dir.parent)}

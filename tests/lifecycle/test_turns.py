@@ -14,6 +14,7 @@ Facts pinned:
   is nothing is left out of a step's inputs.
 """
 
+import dataclasses
 import json
 import os
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ import pytest
 
 from flowloom import runs
 from flowloom.lifecycle import recall, spool, turns
-from flowloom.lifecycle.steps import NOTHING, folders, hand_on, hand_over
+from flowloom.lifecycle.steps import MAX_ROWS, NOTHING, folders, hand_on, hand_over, markdown
 
 FIELDS = {
     "pipeline": "continuous_training",
@@ -174,6 +175,15 @@ def test_a_remote_artifact_is_copied(make_run, tmp_path, monkeypatch):
     page = SimpleNamespace(uri="s3://bucket/page", path=str(tmp_path / "x" / "page"), metadata={})
     hand_over(result, page, file="model.json")
     assert json.loads((tmp_path / "x" / "page").read_text()) == {"lr": 0.1}
+
+
+def test_a_summary_says_how_many_metrics_it_leaves_out(make_run):
+    result = make_run().result()
+    metrics = {f"eval/{number:02d}": 1.0 for number in range(MAX_ROWS)}
+    assert "more in" not in markdown(dataclasses.replace(result, metrics=metrics))
+    shown = markdown(dataclasses.replace(result, metrics={**metrics, "eval/score": 0.5}))
+    assert "1 more in the step's metrics." in shown
+    assert "eval/score" not in shown
 
 
 def test_what_was_left_is_copied_where_the_engine_stores_artifacts(tmp_path, monkeypatch):
