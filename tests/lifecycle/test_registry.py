@@ -1,7 +1,8 @@
 """Register, promote, roll back.
 
 Facts pinned:
-- the same parts give the same folder and one version, also when the process died in between;
+- the same parts give the same folder and one version, also when the process died in between, and
+  another one where they were compared with another champion;
 - promotion is a compare-and-swap: a champion that changed meanwhile refuses, and is recorded,
   also where the other machine shares nothing but the registry;
 - every decision is in the journal with all its numbers, for any machine to read;
@@ -14,6 +15,7 @@ import json
 import shutil
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 from flowloom.cli import main
 from flowloom.lifecycle import journal, registry
@@ -53,6 +55,16 @@ def test_registering_twice_gives_one_version(tracked, make_parts):
     assert len(tracked.search_model_versions(f"name = '{registry.NAME}'")) == 1
     assert registry.register(make_parts("b", b"other"))[1] == "2"
     assert aliases(tracked) == {"candidate": "2"}
+
+
+def test_compared_with_another_champion_it_is_another_version(tracked, make_parts):
+    parts = make_parts()
+    first = registry.register(parts)[1]
+    tracked.set_registered_model_alias(registry.NAME, registry.CHAMPION, first)
+    second = registry.register(parts, first)[1]
+    assert (first, second) == ("1", "2")
+    assert aliases(tracked) == {"champion": "1", "candidate": "2"}
+    assert tracked.get_model_version(registry.NAME, "2").tags["flowloom.expected"] == "1"
 
 
 def test_the_folder_holds_all_that_a_design_needs(tracked, make_parts):
@@ -112,8 +124,11 @@ def test_a_champion_that_changed_meanwhile_refuses(tracked, three, evaluation):
     tags = tracked.get_model_version(registry.NAME, "2").tags
     assert (tags["flowloom.decision"], tags["flowloom.reason"]) == ("refused", refused.reason)
     assert registry.history()[-1]["event"] == "refuse"
-    with pytest.raises(ValueError, match="got version 2, expected an earlier champion: none"):
-        registry.rollback("2")
+    for version in ("2", "1"):  # never a champion, and the one there is
+        said = f"got version {version}, expected an earlier champion: none"
+        with pytest.raises(ValueError, match=said):
+            registry.rollback(version)
+    assert len(registry.history()) == 2
 
 
 def test_an_evaluation_against_another_opponent_refuses(tracked, three, evaluation):
@@ -176,6 +191,43 @@ def test_another_machine_was_faster_between_look_and_leap(tracked, three, evalua
     assert tracked.get_model_version(registry.NAME, "1").tags["flowloom.decision"] == "refused"
 
 
+def test_another_machine_was_faster_than_a_rollback(tracked, three, monkeypatch):
+    for version in ("1", "2"):
+        tracked.set_registered_model_alias(registry.NAME, registry.CHAMPION, version)
+        journal.settle(tracked)
+    append = journal.append
+
+    def late(client, *arguments):
+        monkeypatch.setattr(journal, "append", append)
+        append(client, journal.PROMOTE, "3", "2", "elsewhere")
+        return append(client, *arguments)
+
+    monkeypatch.setattr(journal, "append", late)
+    with pytest.raises(ValueError, match="rollback: got champion 3 meanwhile, expected 2"):
+        registry.rollback()
+    assert registry.champion().version == "3"
+    assert "flowloom.decision" not in tracked.get_model_version(registry.NAME, "2").tags
+
+
+def test_a_number_that_another_machine_took_is_asked_for_again(tracked, three):
+    class Busy:
+        """A registry whose table others hold at first."""
+
+        refusals = 2
+
+        def __getattr__(self, name):
+            return getattr(tracked, name)
+
+        def create_model_version(self, *args, **kwargs):
+            if self.refusals:
+                self.refusals -= 1
+                raise MlflowException("database is locked")
+            return tracked.create_model_version(*args, **kwargs)
+
+    assert journal.append(Busy(), journal.REFUSE, "1", None, "why") == 1
+    assert [row["reason"] for row in registry.history()] == ["why"]
+
+
 def test_a_decision_is_recorded_with_all_its_numbers(tracked, three, evaluation, capsys):
     evaluation["paired"]["vs_best_fixed"]["low"] = float("nan")
     registry.promote("1", gate(evaluation, CONFIG))
@@ -227,6 +279,16 @@ def test_a_journal_is_read_the_same_way_by_all():
     assert found.entries[7].reason == "it is the champion already"
 
 
+def test_a_rollback_goes_to_the_latest_time_that_a_version_was_champion():
+    rows = [("1", None), ("2", "1"), ("1", "2"), ("3", "1")]
+    entries = [
+        journal.Entry(number, journal.PROMOTE, version, expected, "", (), 0, True)
+        for number, (version, expected) in enumerate(rows, start=1)
+    ]
+    back = journal.Entry(5, journal.ROLLBACK, "1", "3", "", (), 0, True)
+    assert journal.fold([*entries, back]).champions == ("1", "2", "1")
+
+
 def test_the_promote_stage_writes_its_decision_once(tracked, make_parts):
     parts = make_parts(designs={"n": 10, "valid": 10, "decodable": 10, "unique_frac": 1.0})
     _, version = registry.register(parts)
@@ -275,6 +337,8 @@ def test_what_is_not_there_is_named_in_one_line(monkeypatch):
 
 
 def test_what_the_registry_lacks_is_named(tracked):
+    with pytest.raises(ValueError, match="@candidate: no such alias; expected a registered"):
+        registry.reconsider(CONFIG)
     with pytest.raises(ValueError, match=r"models:/flow-designer@champion: no such model in"):
         registry.champion_dir()
     with pytest.raises(ValueError, match="flow-designer: got version '9', expected one in"):
