@@ -1,8 +1,10 @@
 """Facts pinned: a run's key covers config, inputs, data and code; an artifact appears whole; the
-same key resumes, `work` survives an interruption, and a finished run is not run again.
+same key resumes, `work` survives an interruption, and a finished run is not run again; one process
+at a time is in a run folder, and of a group only the first one writes to it.
 """
 
 import dataclasses
+import fcntl
 import json
 from pathlib import Path
 
@@ -40,6 +42,29 @@ def test_the_key_changes_with_config_inputs_data_and_code(tmp_path, monkeypatch)
     monkeypatch.setenv("FLOWLOOM_CODE_DIGEST", "other")
     assert key() != with_data
     runs.code_digest.cache_clear()
+
+
+def test_the_code_is_what_was_written_not_what_python_makes_of_it(tmp_path, monkeypatch):
+    (tmp_path / "__pycache__").mkdir()
+    (tmp_path / "a.py").write_text("a = 1")
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "runs.py"))
+    monkeypatch.delenv("FLOWLOOM_CODE_DIGEST", raising=False)
+    digest = runs.code_digest.__wrapped__
+    before = digest()
+    (tmp_path / "__pycache__" / "a.pyc").write_bytes(b"1")
+    assert digest() == before
+    (tmp_path / "a.py").write_text("a = 2")
+    assert digest() != before
+
+
+def test_only_the_artifact_has_the_digest_that_was_recorded():
+    run = runs.open_run("train_sft", Config(), {})
+    run.begin()
+    run.metric(0, {"train/loss": 1.0})
+    result = run.finish({})
+    assert runs.input_digest(result.out_dir) == result.digest
+    path = run.dir / "metrics.jsonl"
+    assert runs.input_digest(path) == runs.file_md5(path)
 
 
 def test_folder_digest_is_of_names_and_bytes_in_path_order(tmp_path):
@@ -103,6 +128,74 @@ def test_an_interrupted_stage_resumes_from_work_with_an_empty_artifact(monkeypat
         stages.run("scripted", Config())
     result = stages.run("scripted", Config())
     assert [file.name for file in result.out_dir.iterdir()] == ["half"]
+
+
+def test_a_run_is_done_when_nothing_is_left_to_write(monkeypatch):
+    run = runs.open_run("train_sft", Config(), {})
+    run.begin()
+    write_json = runs.write_json
+
+    def refuses(path, value):
+        if path.name == "timing.json":
+            raise KeyboardInterrupt
+        write_json(path, value)
+
+    monkeypatch.setattr(runs, "write_json", refuses)
+    with pytest.raises(KeyboardInterrupt):
+        run.finish({})
+    assert not run.done
+
+
+def test_one_process_at_a_time_is_in_a_run_folder():
+    run = runs.open_run("train_sft", Config(), {})
+    with (
+        runs.exclusive(run),
+        (run.dir / "lock").open() as file,
+        pytest.raises(BlockingIOError),
+    ):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.parametrize(("rank", "writes"), [("0", True), ("1", False), ("2", False)])
+def test_the_first_process_of_a_group_writes(rank, writes, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("RANK", rank)
+    run = runs.open_run("train_sft", Config(), {})
+    assert (run.dir / "config.json").is_file() == writes
+
+
+@pytest.mark.parametrize(("joint", "calls"), [(True, 1), (False, 0)])
+def test_another_process_takes_part_in_joint_stages_alone(joint, calls, monkeypatch, tmp_path):
+    made = []
+
+    def finish(seconds):
+        """As the first process does while this one waits."""
+        run = runs.open_run("scripted", Config(), {})
+        run.begin()
+        run.finish({})
+
+    _stage(monkeypatch, tmp_path, lambda config, run: made.append(run))
+    scripted = dataclasses.replace(stages.STAGES["scripted"], joint=joint)
+    monkeypatch.setitem(stages.STAGES, "scripted", scripted)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(stages.time, "sleep", finish)
+    for _ in range(2):  # once it is done nobody runs it
+        assert stages.run("scripted", Config()).cached
+    assert len(made) == calls
+
+
+def test_the_order_of_an_input_that_is_a_list_counts(monkeypatch, tmp_path):
+    folders = [tmp_path / name for name in ("a", "b")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / folder.name).touch()
+    monkeypatch.setitem(stages.STAGES, "listed", stages.Stage(function="a:b", inputs=("members",)))
+    keys = [
+        stages.opened("listed", Config(), {"members": given})[0].dir.name
+        for given in (folders, folders[::-1])
+    ]
+    assert keys[0] != keys[1]
 
 
 def test_unknown_stages_and_inputs_are_named():

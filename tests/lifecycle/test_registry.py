@@ -287,6 +287,8 @@ def test_a_rollback_goes_to_the_latest_time_that_a_version_was_champion():
     ]
     back = journal.Entry(5, journal.ROLLBACK, "1", "3", "", (), 0, True)
     assert journal.fold([*entries, back]).champions == ("1", "2", "1")
+    moved = journal.Entry(5, journal.MOVED, "2", "3", "", (), 0, True)  # by hand, the same
+    assert journal.fold([*entries, moved]).champions == ("1", "2")
 
 
 def test_the_promote_stage_writes_its_decision_once(tracked, make_parts):

@@ -12,9 +12,11 @@ Facts pinned:
 
 import io
 import json
+import re
 
 import pytest
 from kfp import compiler, components, dsl
+from kfp.local import pipeline_orchestrator, subprocess_task_handler
 from rich.console import Console
 
 from flowloom.lifecycle import turns
@@ -108,12 +110,14 @@ def test_steps_run_and_write_their_logs(loaded, turn, capfd, tmp_path):
 
 
 def test_a_failed_step_is_named_with_its_log(turn):
+    (turn.dir / "steps" / "double_round_2-0.json").write_text("{}")  # of an earlier attempt
     with pytest.raises(local.StepError) as caught:
         local.run(tiny, {"fail": True}, turn, Console(file=io.StringIO(), width=200))
     message = str(caught.value)
     assert "ValueError: loss: got nan at step 3" in message
     assert "step double_round_2-0 failed" in message.splitlines()[-1]
     assert str(turn.dir / "logs") in message.splitlines()[-1]
+    assert subprocess_task_handler.run_local_subprocess.__name__ == "run_local_subprocess"
     turn.mark("failed")  # as the command does
     record = turns.load("0001").record
     assert record["status"] == "failed"
@@ -126,6 +130,25 @@ def test_a_failed_step_is_named_with_its_log(turn):
     turn.mark("running")  # what is over is over
     assert not (turn.dir / "failure.json").exists()
     assert not (turn.dir / "outcome.json").exists()
+
+
+def test_of_several_steps_that_fail_the_first_stopped_the_turn(turn):
+    runner = local.StepRunner(turn, Console(file=io.StringIO()))
+    for name in ("first", "second"):
+        given = json.dumps({"outputs": {"outputFile": f"/r/tiny-1/{name}/x.json"}})
+        command = ["sh", "-c", f"echo {name} said no; exit 3", "--executor_input", given]
+        assert runner(command) == 3
+    failure = json.loads((turn.dir / "failure.json").read_text())
+    assert (failure["step"], failure["error"]) == ("first", "first said no")
+
+
+def test_an_error_that_is_no_steps_passes(turn, monkeypatch):
+    def refuses(*arguments):
+        raise RuntimeError("no such input")
+
+    monkeypatch.setattr(pipeline_orchestrator, "run_local_pipeline", refuses)
+    with pytest.raises(RuntimeError, match="no such input"):
+        local.run(tiny, {}, turn, Console(file=io.StringIO()))
 
 
 @pytest.mark.parametrize(
@@ -159,6 +182,7 @@ def test_the_picture_pair_is_the_one_that_shows_most(tmp_path):
 
     assert summary.picture_pair(tmp_path) is None
     examples = [example("a", 0.5, 0.4), example("b", 0.9, 0.1), example("c", 0.2, 0.3)]
+    examples.append({"prompt": "d", "designs": {"grpo": examples[0]["designs"]["grpo"]}})
     (tmp_path / "examples.json").write_text(json.dumps({"examples": examples}))
     prompt, ours, theirs = summary.picture_pair(tmp_path)
     assert (prompt, ours.name, theirs.name) == ("b", "b-grpo.png", "b-best_fixed.png")
@@ -196,10 +220,33 @@ def test_the_summary_says_who_won_and_what_to_do_next(turn, tmp_path):
     assert "flowloom design" in text
     assert "report.html" in text
     assert "33 %" in text  # (0.5 + 4.5 - 3) / 6
+    assert re.search(r"^evaluate +1\.5 +0\.5 +d{12}$", text, re.M)  # 1 of 1.5 s in the stage
+    assert text.index("candidate (GRPO") < text.index("best fixed")  # the better one first
+    assert f"python -m pipelines run {turn.record['pipeline']} --new-turn\n" in text
     assert "--model" not in text
     held = shown([check])
     assert "valid designs: 4999 = 5000: FAILS" in held
     assert "--model models:/flow-designer@candidate" in held
+    turn.record["champion"] = "1"  # what is tried then is the champion
+    assert "--model" not in shown([check])
+
+
+def test_the_summary_says_what_was_gone_on_from_and_what_tuning_gave(turn, tmp_path, monkeypatch):
+    monkeypatch.setattr(summary.recall, "bring", lambda digest: {"t": tmp_path}[digest])
+    card = {"counts": {"split": {"train": 30, "test": 10}}}
+    monkeypatch.setattr(summary, "read_card", lambda folder: card)
+    turn.record["recalled"] = {"version": "7", "triplets": "t"}
+    curve = {"before": {"serve/score": 0.25}, "after": {"serve/score": 0.5}}
+    (tmp_path / "curve.json").write_text(json.dumps(curve))
+    for step in ("tune_generator", "build_triplets_round_2", "report"):
+        record = {"step": step, "out": str(tmp_path), "metrics": {"triplets/renders": 52.0}}
+        (turn.dir / "steps" / f"{step}.json").write_text(json.dumps(record))
+    console = Console(file=io.StringIO(), width=200)
+    summary.show(console, turn, [], total=6.0, before=0.5)
+    text = console.file.getvalue()
+    assert "Went on from version 7: 40 renders, 12 added\n" in text
+    assert "pictures: 0.250 before, 0.500 after tuning" in text
+    assert "flowloom design" not in text  # there is no new model
 
 
 @pytest.mark.parametrize(
