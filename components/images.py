@@ -1,14 +1,10 @@
 """Names of the images of steps and of the render server; `infra/Dockerfile` builds them.
 
-`FLOWLOOM_IMAGES` replaces the part before the slash when a pipeline is compiled.
+A cluster's overlay says what it has in their place (`infra/overlays/NAME/images`).
 """
-
-import os
 
 from flowloom import __version__
 
-_PREFIX = os.environ.get("FLOWLOOM_IMAGES", "flowloom")
-
-CPU_IMAGE = f"{_PREFIX}/cpu:{__version__}"
-GPU_IMAGE = f"{_PREFIX}/gpu:{__version__}"
-RENDER_IMAGE = f"{_PREFIX}/render:{__version__}"
+CPU_IMAGE = f"flowloom/cpu:{__version__}"
+GPU_IMAGE = f"flowloom/gpu:{__version__}"
+RENDER_IMAGE = f"flowloom/render:{__version__}"

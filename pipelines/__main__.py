@@ -183,6 +183,7 @@ def _job(options: argparse.Namespace, overrides: dict[str, Any]) -> Any:
         key=turns.key(options.name, options.recipe, overrides),
         experiment=options.experiment,
         service_account=cluster.service_account,
+        time_zone=cluster.time_zone,
     )
 
 

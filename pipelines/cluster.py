@@ -51,6 +51,8 @@ class Job:
     """Where runs and schedules are listed together."""
     service_account: Optional[str] = None
     """What its pods run as; None for the server's default."""
+    time_zone: str = "UTC"
+    """Of a schedule's cron; the server's controller must have the same."""
 
     @property
     def version(self) -> str:

@@ -70,11 +70,11 @@ def declare(
     for schedule in old:
         _delete(server, schedule)
     switched = _switch(server, kept, enabled)
-    state = "enabled" if enabled else "disabled"
+    state, times = "enabled" if enabled else "disabled", f"{cron} {job.time_zone}"
     if same and not old:
-        say(f"schedule {job.label}: {'now ' if switched else 'there already, '}{state}, {cron}")
+        say(f"schedule {job.label}: {'now ' if switched else 'there already, '}{state}, {times}")
     else:
-        say(f"schedule {job.label}: {'replaced' if old else 'created'}, {state}, {cron}")
+        say(f"schedule {job.label}: {'replaced' if old else 'created'}, {state}, {times}")
     return kept
 
 

@@ -100,6 +100,7 @@ def test_dumps_come_back(store, tmp_path):
     assert name == "mlflow-20260301T021700Z.dump"
     keys = [item["Key"] for item in store.list_objects_v2(Bucket="bucket")["Contents"]]
     assert keys == [f"team/backup/mlflow-2026030{day}T021700Z.dump" for day in (1, 2)]
+    store.put_object(Bucket="bucket", Key="team/backup/notes.txt", Body=b"no dump")
     assert backups.fetch(tmp_path / "back") == "mlflow-20260302T021700Z.dump"
     assert (tmp_path / "back").read_bytes() == b"second"
     assert backups.fetch(tmp_path / "back", name) == name

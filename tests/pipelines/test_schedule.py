@@ -29,14 +29,14 @@ def test_a_schedule_is_declared_once(kfp_server, capsys):
     assert job["runtime_config"]["parameters"]["champion"] == "auto"
     assert job["pipeline_version_reference"]["pipeline_version_id"] in kfp_server.versions
     said, link = capsys.readouterr().out.splitlines()
-    assert said == f"schedule {LABEL}: created, enabled, 0 0 3 * * *"
+    assert said == f"schedule {LABEL}: created, enabled, 0 0 3 * * * UTC"
     assert link == f"{kfp_server.url}/#/recurringrun/details/{job['recurring_run_id']}"
 
     asked = len(kfp_server.asked)
     assert job["service_account"] == "flowloom-steps"
     assert main(["schedule", NAME]) == 0  # the default is the same, with its seconds
     said = capsys.readouterr().out.splitlines()[0]
-    assert said == f"schedule {LABEL}: there already, enabled, 0 0 3 * * *"
+    assert said == f"schedule {LABEL}: there already, enabled, 0 0 3 * * * UTC"
     assert {method for method, _ in kfp_server.asked[asked:]} == {"GET"}
 
 

@@ -113,6 +113,8 @@ def share(path: Path) -> Path:
             if not copy.exists():
                 raise
         finally:
+            if partial.is_file():
+                partial.unlink()
             shutil.rmtree(partial, ignore_errors=True)
     found = input_digest(copy)
     if found != digest:

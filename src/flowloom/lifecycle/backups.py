@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from urllib.parse import urlsplit
 
 _FOLDER = "backup"
 _NAME = "mlflow-%Y%m%dT%H%M%SZ.dump"
-"""Of the time it was made, in UTC: in the order of names the last is the latest."""
+"""Of the time it was made, in UTC."""
+_DUMP = re.compile(r"mlflow-\d{8}T\d{6}Z\.dump")
 
 
 def keep(path: Path, now: datetime.datetime) -> str:
@@ -47,7 +49,9 @@ def fetch(path: Path, name: str | None = None) -> str:
     client, bucket, prefix = _store()
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
     keys = [item["Key"] for page in pages for item in page.get("Contents", ())]
-    names = sorted(key.removeprefix(prefix) for key in keys)
+    found = (key.removeprefix(prefix) for key in keys)
+    # In the order of their times; what else may lie there is no dump of ours.
+    names = sorted(one for one in found if _DUMP.fullmatch(one))
     if not names or name not in (None, *names):
         held = ", ".join(names[-3:]) or "none"
         raise ValueError(f"s3://{bucket}/{prefix}: got {name or 'latest'}, expected one of: {held}")
