@@ -170,6 +170,8 @@ def test_start_up_is_what_the_stages_did_not_use():
     records = {"a": {"stage_s": 4.0}, "b": {"stage_s": 2.5}}
     # (1 before + 8 in steps - 6.5 in stages) of 10 seconds
     assert summary.start_up_share(steps, records, 10.0, 1.0) == pytest.approx(0.25, abs=1e-12)
+    # Steps that start at the same time may add up to more than there was.
+    assert summary.start_up_share([*steps, local.Step("c", 9.0, False)], records, 9.0, 1.0) == 1.0
 
 
 def test_the_picture_pair_is_the_one_that_shows_most(tmp_path):
