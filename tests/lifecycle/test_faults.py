@@ -222,6 +222,14 @@ def test_a_read_only_home_stays_as_it_is(disk, monkeypatch, expected):
     assert stages.run("small", Config()).digest == expected
 
 
+def test_a_folder_that_cannot_even_be_held_says_so(disk):
+    run = runs.Run("small", disk.dir / "run")
+    disk.read_only()
+    with pytest.raises(StorageError) as caught, runs.exclusive(run):
+        pass
+    assert_one_line(caught.value, "small: ", str(run.dir), "'Read-only file system'")
+
+
 def test_a_read_only_store_loses_no_work(disk, monkeypatch, expected):
     store = disk.dir / "store"
     store.mkdir()
@@ -283,7 +291,9 @@ def test_a_file_that_may_not_grow_is_said_and_the_same_call_goes_on(expected):
     assert stages.run("small", Config()).digest == expected
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM]
+)
 def test_a_refusal_names_its_file_or_the_folder(number, tmp_path):
     with pytest.raises(StorageError) as caught, storing("loop", tmp_path):
         raise OSError(number, "x")
