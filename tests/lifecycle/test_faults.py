@@ -200,8 +200,9 @@ def test_a_line_is_whole_or_not_there(disk):
         for step in range(10_000):
             run.metric(step, {"loss/train": 0.123456789})
 
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as caught:
         log_for_long()
+    assert caught.value.filename == str(run.dir / "metrics.jsonl")
     text = (run.dir / "metrics.jsonl").read_text()
     assert text.endswith("}\n")
     assert [json.loads(line)["step"] for line in text.splitlines()] == list(
