@@ -10,6 +10,7 @@ Facts pinned:
 - errors of usage are one line and exit status 2.
 """
 
+import builtins
 import io
 import json
 import re
@@ -140,6 +141,14 @@ def test_of_several_steps_that_fail_the_first_stopped_the_turn(turn):
         assert runner(command) == 3
     failure = json.loads((turn.dir / "failure.json").read_text())
     assert (failure["step"], failure["error"]) == ("first", "first said no")
+
+
+def test_what_the_engine_swaps_is_swapped_back(tmp_path, monkeypatch):
+    before = builtins.print
+    monkeypatch.setattr(builtins, "print", before)  # undone whatever happens
+    with local._quiet(tmp_path / "log"):
+        builtins.print = None  # as two threads of kfp's at the same time may leave it
+    assert builtins.print is before
 
 
 def test_an_error_that_is_no_steps_passes(turn, monkeypatch):
