@@ -1,6 +1,9 @@
 """What a cluster does with a job, played by a test, and how a test starts one."""
 
+import subprocess
+import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 from flowloom import launch
@@ -14,6 +17,18 @@ REPORT = "[launch] rank {} of 4 failed at 2026-01-01T00:00:{}+00:00, exit code 1
 
 def start(**changes):
     return launch.run("rehearse", RehearsalConfig(**changes), {}, "trainjob:2x2")
+
+
+@contextmanager
+def process(code):
+    """A Python process that takes interrupts, even where this one was started in the background."""
+    heeds = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    command = [sys.executable, "-c", heeds + code]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
 
 
 def num_made(server):

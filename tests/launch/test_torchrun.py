@@ -8,8 +8,6 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -22,6 +20,7 @@ from flowloom.launch import request
 from flowloom.launch.errors import LaunchError
 from tests.designer.test_sft import CONFIG
 from tests.launch.rehearsal import RehearsalConfig
+from tests.launch.scripts import process
 
 LOSS_ATOL, WEIGHT_ATOL = 1e-5, 1e-3
 """Sums in another order; Adam's first steps have the size of the learning rate whatever the
@@ -30,7 +29,6 @@ END_S = 20.0
 """Within which processes end that were told to."""
 
 LAUNCH = """
-import sys
 from flowloom import launch
 from tests.launch.rehearsal import RehearsalConfig
 launch.run("rehearse", RehearsalConfig(mode="hang"), {}, "torchrun:2")
@@ -159,14 +157,14 @@ def test_the_failed_process_is_named_with_its_last_lines(rehearse, mode, code, l
     ],
 )
 def test_the_processes_end_with_their_launcher(rehearse, number):
-    launcher = subprocess.Popen([sys.executable, "-c", LAUNCH], stderr=subprocess.PIPE, text=True)
     run, _ = stages.opened(rehearse, RehearsalConfig(mode="hang"))
-    _until(lambda: len(list(run.work.glob("pid-*"))) == 2, 60)
-    pids = {int(pid) for file in run.work.glob("pid-*") for pid in file.read_text().split()}
-    assert len(pids) == 3  # two processes and the one that started them
-    assert all(map(_alive, pids))
-    launcher.send_signal(number)
-    launcher.wait(END_S)
+    with process(LAUNCH) as launcher:
+        _until(lambda: len(list(run.work.glob("pid-*"))) == 2, 60)
+        pids = {int(pid) for file in run.work.glob("pid-*") for pid in file.read_text().split()}
+        assert len(pids) == 3  # two processes and the one that started them
+        assert all(map(_alive, pids))
+        launcher.send_signal(number)
+        launcher.wait(END_S)
     _until(lambda: not any(map(_alive, pids)), END_S)
     ends = {signal.SIGINT: -signal.SIGINT, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}
     assert launcher.returncode == ends[number]

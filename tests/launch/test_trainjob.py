@@ -28,6 +28,7 @@ from tests.launch.scripts import (
     ended,
     fails,
     num_made,
+    process,
     start,
     well,
 )
@@ -223,14 +224,14 @@ def test_a_complete_job_without_a_result_is_an_error(cluster):
 def test_an_interrupt_deletes_the_job(cluster, number):
     server = cluster(lambda server, job: server.pod(job, 0, **RUNNING))
     code = "from tests.launch.scripts import start; start()"
-    child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
-    until_s = time.monotonic() + 60
-    while not any("watch" in line for line in server.asked):
-        assert time.monotonic() < until_s
-        time.sleep(0.05)
-    assert len(server.objects["trainjobs"]) == 1
-    child.send_signal(number)
-    _, said = child.communicate(timeout=30)
+    with process(code) as child:
+        until_s = time.monotonic() + 60
+        while not any("watch" in line for line in server.asked):
+            assert time.monotonic() < until_s
+            time.sleep(0.05)
+        assert len(server.objects["trainjobs"]) == 1
+        child.send_signal(number)
+        _, said = child.communicate(timeout=30)
     assert server.objects["trainjobs"] == {}
     assert child.returncode == (-number if number == signal.SIGINT else 143), said
 
