@@ -53,6 +53,7 @@ def test_the_body_is_what_the_trainer_knows(rehearse, monkeypatch):
     assert env == {
         "FLOWLOOM_HOME": str(home()), "FLOWLOOM_TURN": "run-7",
         "FLOWLOOM_STEP": "train_sft_round_2", "FLOWLOOM_CODE_DIGEST": "0" * 64,
+        "FLOWLOOM_FOLLOWED": str(run.dir / "followed"),
     }  # fmt: skip
     plain = trainjob.body(run, run.dir / "launch.json", launch.parse("trainjob:1x2/cpu"))
     assert plain["spec"]["runtimeRef"] == {"name": "flowloom-torch-cpu"}

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flowloom.launch import followed
 from flowloom.launch.errors import NUM_LINES
 from flowloom.launch.worker import die_with_parent
 
@@ -26,6 +27,8 @@ WORKER = "flowloom.launch.worker"
 def main(request: str, worker: str = WORKER) -> int:
     """Start this machine's processes and wait for them; returns the exit status."""
     die_with_parent()
+    if followed.VARIABLE in os.environ:
+        followed.end_when_left(Path(os.environ[followed.VARIABLE]))
     # The first process of each machine is shown as it is; the others are asked if they fail.
     os.environ.setdefault("TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE", "[${rank}] ")
     os.environ["PYTHONUNBUFFERED"] = "1"

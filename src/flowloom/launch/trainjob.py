@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flowloom.launch import Launcher
+from flowloom.launch import Launcher, followed
 from flowloom.launch.api import GONE, TRAIN_JOBS, Api, ApiError, connect
 from flowloom.launch.api import PODS as POD_KIND
 from flowloom.launch.errors import LaunchError, interruptible
@@ -28,7 +28,7 @@ ATTEMPT = "flowloom/attempt"
 MAX_ATTEMPTS = 10
 GPU = "nvidia.com/gpu"
 DEADLINE_S = 3 * 24 * 3600
-"""A job is ended then, should whoever waits for it never come back; another goes on from there."""
+"""A job is ended then, whatever becomes of who waits for it; another goes on from there."""
 PASSED_ON = ("FLOWLOOM_CODE_DIGEST", "FLOWLOOM_STEP", "FLOWLOOM_TURN", "MLFLOW_RUN_ID")
 """Of the step's environment, for the pods; secrets come from the runtime."""
 
@@ -69,7 +69,7 @@ def run(run: Run, request: Path, way: Launcher) -> None:
 
 def body(run: Run, request: Path, way: Launcher, attempt: int = 1) -> dict[str, Any]:
     """The TrainJob of a run."""
-    env = {"FLOWLOOM_HOME": str(home())}
+    env = {"FLOWLOOM_HOME": str(home()), followed.VARIABLE: str(followed.path_of(run.dir))}
     env |= {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     trainer: dict[str, Any] = {
         "command": ["python", "-m", "flowloom.launch", str(request)],
@@ -198,6 +198,7 @@ class Job:
         selector = f"{JOB_LABEL}={self._name}"
         said, stuck_s = "", None
         while True:
+            followed.path_of(self._run.dir).touch()
             # In this order: pods are seen as they were once the job had ended.
             now = self._get()
             listed = self._patiently(self._api.list, POD_KIND, selector)
