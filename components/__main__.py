@@ -38,9 +38,9 @@ def interface(component: PythonComponent) -> str:
     for title, fields in (("Inputs", spec.inputs), ("Outputs", spec.outputs)):
         rows = [f"| {title} | Type | Meaning |", "|---|---|---|"]
         for name, field in (fields or {}).items():
-            rows.append(
-                f"| `{name}` | {_type(field)} | {meanings.get(name) or field.description} |"
-            )
+            # A row is one line, however the docstring is broken.
+            meaning = " ".join((meanings.get(name) or field.description).split())
+            rows.append(f"| `{name}` | {_type(field)} | {meaning} |")
         parts.append("\n".join(rows))
     return "\n" + "\n\n".join(parts) + f"\n\nImage: `{spec.implementation.container.image}`\n\n"
 

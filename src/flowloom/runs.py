@@ -163,6 +163,12 @@ def file_md5(path: Path) -> str:
         return hashlib.file_digest(file, "md5").hexdigest()
 
 
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, the digest model files are known by."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def folder_entries(path: Path) -> list[dict[str, str]]:
     """`[{"md5", "relpath"}]` of every file below `path`, in DVC's order."""
     files = sorted(file for file in path.rglob("*") if file.is_file())

@@ -13,13 +13,10 @@ Facts pinned, in one story (a start of the server takes half a minute):
 """
 
 import contextlib
-import json
 import os
 import signal
 import socket
 import subprocess
-import sys
-import time
 import urllib.error
 import urllib.request
 
@@ -31,15 +28,13 @@ from flowloom.lifecycle.config import GateConfig
 from flowloom.lifecycle.gate import gate
 from tests.infra.containers import command
 from tests.infra.postgres import postgres
-from tests.infra.rendered import ROOT
+from tests.lifecycle.race import NUM_PROCESSES, winner_of
+from tests.lifecycle.servers import wait_until_up
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-START_S = 300.0
-"""Up after half a minute on an idle machine with two cores."""
 STOP_S = 60.0
 """As the deployment grants."""
-NUM_PROCESSES = 20
 BUCKET = "store"
 TOKEN = "t0ken-of-the-test"
 SERVER = "base/mlflow/server.yaml", "Deployment", "flowloom-mlflow"
@@ -85,15 +80,7 @@ class Cluster:
             self._process = subprocess.Popen(
                 given.words, stdout=log, stderr=log, start_new_session=True, **self._here(given)
             )
-        end_s = time.monotonic() + START_S
-        while True:
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=5).close()
-                return
-            except OSError:
-                assert self._process.poll() is None, self._log.read_text()[-3000:]
-                assert time.monotonic() < end_s, self._log.read_text()[-3000:]
-                time.sleep(0.2)
+        wait_until_up(self._process, self.uri, self._log)
 
     def stop(self):
         self._process.terminate()
@@ -197,18 +184,7 @@ def race(client, champion, evaluation):
         str(client.create_model_version(registry.NAME, made.source, made.run_id, tags=tags).version)
         for _ in range(NUM_PROCESSES)
     ]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.lifecycle.race", "homes", *versions],
-        input=json.dumps({**evaluation, "opponent": "champion"}),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    statuses = json.loads(done.stdout)
-    assert sorted(statuses) == [0] + [2] * (NUM_PROCESSES - 1), done.stderr
-    winner = versions[statuses.index(0)]
+    winner = winner_of("homes", versions, {**evaluation, "opponent": "champion"})
     decided = [row for row in registry.history() if row["version"] in versions]
     assert sorted(row["version"] for row in decided) == sorted(versions)
     refused = [row for row in decided if row["event"] == "refuse"]

@@ -5,6 +5,7 @@ Forked from one that has imported MLflow but not yet connected, so that they sta
 
 import json
 import os
+import subprocess
 import sys
 import traceback
 from pathlib import Path
@@ -12,6 +13,24 @@ from pathlib import Path
 from flowloom.lifecycle import registry, tracking
 from flowloom.lifecycle.config import GateConfig
 from flowloom.lifecycle.gate import gate
+
+NUM_PROCESSES = 20
+
+
+def winner_of(shared, versions, evaluation):
+    """Run the race by command: the one version that was promoted, where the others were refused."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.lifecycle.race", shared, *versions],
+        input=json.dumps(evaluation),
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    statuses = json.loads(done.stdout)
+    assert sorted(statuses) == [0] + [2] * (len(versions) - 1), done.stderr
+    return versions[statuses.index(0)]
 
 
 def main(arguments):

@@ -4,19 +4,11 @@ Facts pinned: whether they share a home or nothing but the registry, one candida
 champion, nineteen are refused because of it, and the journal and the tags record all of them.
 """
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from flowloom.lifecycle import registry
 from flowloom.runs import home
-
-NUM_PROCESSES = 20
-ROOT = Path(__file__).parents[2]
+from tests.lifecycle.race import NUM_PROCESSES, winner_of
 
 
 @pytest.fixture
@@ -37,19 +29,7 @@ def versions(tracked):
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("shared", ["home", "homes"])
 def test_twenty_promotions_leave_one_champion(tracked, versions, evaluation, shared):
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.lifecycle.race", shared, *versions],
-        input=json.dumps(evaluation),
-        cwd=ROOT,
-        env=dict(os.environ),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    statuses = json.loads(done.stdout)
-    assert sorted(statuses) == [0] + [2] * (NUM_PROCESSES - 1), done.stderr
-    winner = versions[statuses.index(0)]
+    winner = winner_of(shared, versions, evaluation)
     assert registry.champion().version == winner
 
     history = registry.history()

@@ -25,11 +25,10 @@ import pytest
 from flowloom import runs
 from flowloom.lifecycle import spool, tracking, turns, versioning
 from flowloom.lifecycle.mlflow_tree import PARENT
+from tests.lifecycle.servers import wait_until_up
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-START_S = 300.0
-"""Up after half a minute on an idle machine with two cores."""
 STEP_S = 0.1
 
 
@@ -55,16 +54,7 @@ class Server:
             self._process = subprocess.Popen(
                 command, env=environment, stdout=log, stderr=log, start_new_session=True
             )
-        end_s = time.monotonic() + START_S
-        while True:
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=5).close()
-                return
-            except OSError:
-                log = self._folder / "server.log"
-                assert self._process.poll() is None, log.read_text()[-3000:]
-                assert time.monotonic() < end_s, log.read_text()[-3000:]
-                time.sleep(0.2)
+        wait_until_up(self._process, self.uri, self._folder / "server.log")
 
     def kill(self):
         os.killpg(self._process.pid, signal.SIGKILL)

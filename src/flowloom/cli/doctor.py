@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import platform
 import shutil
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from flowloom import __version__
 from flowloom.cli import NO, OK, one_line
 from flowloom.cli.output import print_json, print_table
-from flowloom.runs import data_dir, home
+from flowloom.runs import data_dir, file_sha256, home
 
 if TYPE_CHECKING:
     from flowloom.workflow import Catalogue
@@ -109,7 +108,7 @@ def _data() -> Iterator[Finding]:
         path = folder / "models" / file.folder / file.name
         if not path.is_file():
             missing.append(file.name)
-        elif _sha256(path) != file.sha256:
+        elif file_sha256(path) != file.sha256:
             wrong.append(file.name)
     found = len(catalogue.files) - len(missing) - len(wrong)
     detail = f"{found} of {len(catalogue.files)} model files of the embedded catalogue in {folder}"
@@ -248,8 +247,3 @@ def _versions(stats: Any) -> str:
     for device in devices if isinstance(devices, list) else ():
         said.append(str(device.get("name", "")) if isinstance(device, dict) else "")
     return ", ".join(filter(None, said)) or "answers, without its version"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -36,7 +35,7 @@ from flowloom.designer.past import Cache, Past
 from flowloom.designer.policy import ADAPTER_FILE, ADAPTER_RECORD, MODEL_RECORD
 from flowloom.designer.pretrained import read_model
 from flowloom.progress import no_progress_bars
-from flowloom.runs import write_json
+from flowloom.runs import file_sha256, write_json
 
 ROWS_FILE = "workflow.safetensors"
 PADDING = -1
@@ -269,7 +268,9 @@ class LanguageModelPolicy(nn.Module):
         record = {
             "language_model": to_dict(self.config),
             "descriptions": list(self.descriptions),
-            "sha256": {path.name: _sha256(path) for path in sorted(folder.glob("*.safetensors"))},
+            "sha256": {
+                path.name: file_sha256(path) for path in sorted(folder.glob("*.safetensors"))
+            },
         }
         write_json(folder / MODEL_RECORD, record)
 
@@ -281,7 +282,9 @@ class LanguageModelPolicy(nn.Module):
         self.adapter.save(folder)
         delta = {"head_delta": self.head_delta.detach().cpu().contiguous()}
         safetensors.torch.save_file(delta, folder / ADAPTER_FILE)
-        write_json(folder / ADAPTER_RECORD, {"model_sha256": _sha256(designer_dir / MODEL_RECORD)})
+        write_json(
+            folder / ADAPTER_RECORD, {"model_sha256": file_sha256(designer_dir / MODEL_RECORD)}
+        )
 
     @classmethod
     def load(cls, designer_dir: Path, adapter_dir: Path | None = None) -> LanguageModelPolicy:
@@ -294,7 +297,7 @@ class LanguageModelPolicy(nn.Module):
         config = override(LanguageModelConfig(), record["language_model"])
         if adapter_dir is not None:
             wanted = json.loads((adapter_dir / ADAPTER_RECORD).read_text())["model_sha256"]
-            found = _sha256(designer_dir / MODEL_RECORD)
+            found = file_sha256(designer_dir / MODEL_RECORD)
             if wanted != found:
                 raise ValueError(
                     f"{adapter_dir}: got the adapter of designer {wanted[:12]}, "
@@ -393,8 +396,3 @@ class LanguageModelPolicy(nn.Module):
         finally:
             for layer in layers:
                 layer.training = False
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

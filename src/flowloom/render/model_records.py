@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 from pathlib import Path
 
+from flowloom.runs import file_sha256
 from flowloom.workflow import Catalogue, ModelFile
 
 CATALOGUE_FILE = "catalogue.json.gz"
@@ -21,9 +21,3 @@ def save_catalogue(path: str | Path, catalogue: Catalogue) -> None:
 def file_record(path: Path, folder: str, **facts: str) -> ModelFile:
     """The catalogue's record of a model file on disk."""
     return ModelFile(folder=folder, name=path.name, sha256=file_sha256(path), **facts)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

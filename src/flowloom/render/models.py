@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from flowloom.render.files import check_name, read_checkpoint, read_lora, read_upscaler
-from flowloom.render.model_records import CATALOGUE_FILE, file_sha256
-from flowloom.runs import data_dir
+from flowloom.render.model_records import CATALOGUE_FILE
+from flowloom.runs import data_dir, file_sha256
 from flowloom.shapes.model import ShapesModel, apply_lora
 from flowloom.shapes.upscaler import Upscaler
 from flowloom.workflow import Catalogue
